@@ -1,0 +1,1 @@
+"""The models: one folder per family, what they truly share in `layers/`, and the base classes of the contract."""

@@ -1,0 +1,1 @@
+"""What families truly share: attention, quantizers, conv codecs, posteriors, sampling and guidance."""

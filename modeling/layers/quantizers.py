@@ -1,0 +1,85 @@
+"""Quantizers with one signature: `forward(latents) -> QuantizerOutput`, `indices_to_latents(ids)`; channels last."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class QuantizerOutput:
+    """
+    What a quantizer returns.
+
+    Args:
+        quantized: `(..., D)`, what decoders take; gradients pass straight through to the input.
+        indices: int64 `(...)`, or `(..., C)` for C codebooks.
+        losses: the terms of the objective by name, already weighted.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        """Sum of the terms."""
+        return sum(self.losses.values())
+
+
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """
+    Index of the nearest row in squared Euclidean distance, computed in float32.
+
+    Args:
+        latents: `(..., D)`.
+        codebook: `(K, D)`.
+
+    Returns:
+        int64 `(...)`.
+    """
+    flat, rows = latents.reshape(-1, latents.shape[-1]).float(), codebook.float()
+    distance = flat.square().sum(1, keepdim=True) + rows.square().sum(1) - 2.0 * (flat @ rows.t())
+    return distance.argmin(1).view(latents.shape[:-1])
+
+
+class VectorQuantizer(nn.Module):
+    """
+    Nearest row of a learned codebook.
+
+    Args:
+        codebook_size: number of rows K.
+        dim: width D.
+        l2_norm: normalise latents and rows to unit length, also on lookup.
+        commitment_cost: weight of the commitment term.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, l2_norm: bool = False, commitment_cost: float = 0.25) -> None:
+        super().__init__()
+        self.codebook_size, self.dim = codebook_size, dim
+        self.l2_norm, self.commitment_cost = l2_norm, commitment_cost
+        self.embedding = nn.Embedding(codebook_size, dim)
+
+    def _rows(self) -> Tensor:
+        # through the module, not its weight: under sequential offload the weight is on the meta device until a call
+        every = torch.arange(self.codebook_size, device=self.embedding.weight.device)
+        return self.indices_to_latents(every)
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """Ids `(...)` to rows `(..., D)`, of unit length where `l2_norm`."""
+        rows = self.embedding(indices)
+        return F.normalize(rows, dim=-1) if self.l2_norm else rows
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Latents `(..., D)` to the nearest rows. Losses: `commitment_loss` (weighted) and `codebook_loss`."""
+        latents = latents.float()
+        if self.l2_norm:
+            latents = F.normalize(latents, dim=-1)
+        indices = nearest_code(latents, self._rows())
+        rows = self.indices_to_latents(indices).float()
+        losses = {
+            "commitment_loss": self.commitment_cost * F.mse_loss(rows.detach(), latents),
+            "codebook_loss": F.mse_loss(rows, latents.detach()),
+        }
+        return QuantizerOutput(latents + (rows - latents).detach(), indices, losses)
