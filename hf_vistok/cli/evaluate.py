@@ -1,0 +1,70 @@
+"""`hf-vistok evaluate`: figures of a tokenizer on a data set."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint (id or folder), or the folder of a training run.")],
+    data: Annotated[str, typer.Option(help="Folder of pictures, shards or the emoji set; or an id on the Hub.")],
+    kind: Annotated[str, typer.Option(help="emoji, folder, hub or shards.")] = "emoji",
+    split: Annotated[str, typer.Option(help="names, pairs, held_out or train of the emoji set.")] = "names",
+    limit: Annotated[int, typer.Option(help="Pictures to take, evenly spread; 0 for all.")] = 0,
+    tokens: Annotated[list[int] | None, typer.Option(help="Numbers of tokens; 1, 2, 4, ... by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a sheet of 12 pictures to this PNG file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of a table.")] = False,
+) -> None:
+    """Print the PSNR of a tokenizer's reconstructions by the number of tokens."""
+    from hf_vistok.data.emoji import DataError
+    from hf_vistok.data.sources import open_source
+    from hf_vistok.evaluation.reconstruction import as_rows, markdown_table, reconstruction_scores
+    from hf_vistok.training.stages import sample_some
+
+    try:
+        model = load_tokenizer(checkpoint)
+        source = open_source(kind, data, model.config.image_size, split=split)
+        images = sample_some(source, limit)
+        scores = reconstruction_scores(model, images, tokens, batch_size)
+        if sheet is not None:
+            write_sheet(model, images, sheet, [score.num_tokens for score in scores])
+    except (DataError, ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(json.dumps({"pictures": len(images), "scores": as_rows(scores)}))
+        return
+    typer.echo(f"{len(images)} pictures, {split} split of {data}\n")
+    typer.echo(markdown_table(scores))
+
+
+def load_tokenizer(checkpoint: str):
+    """A tokenizer from an id, a folder, or the folder of a training run, in eval mode."""
+    folder = Path(checkpoint)
+    if (folder / "states").is_dir() or (folder / "best").is_dir():
+        from hf_vistok.training.export import load_trained
+
+        return load_trained(folder)[0]
+    from hf_vistok.auto import AutoImageTokenizer
+
+    return AutoImageTokenizer.from_pretrained(checkpoint).eval()
+
+
+def write_sheet(model, images, path: Path, lengths: list[int], count: int = 12) -> None:
+    """Originals and their reconstructions by number of tokens, one row each."""
+    from hf_vistok.evaluation.reconstruction import reconstruct_lengths, to_pixels
+    from hf_vistok.training.report import save_sheet
+
+    chosen = images[:: max(1, len(images) // count)][:count]
+    rows = [("real", chosen)]
+    for length, fake in reconstruct_lengths(model, to_pixels(chosen, model.device), lengths):
+        rows.append((str(length), (fake * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_sheet(path, rows, zoom=2)
+
+
+if __name__ == "__main__":
+    typer.run(evaluate)

@@ -1,0 +1,1 @@
+"""Measures of checkpoints; every figure in a card comes from here."""

@@ -1,0 +1,84 @@
+"""From a run to a checkpoint that `from_pretrained` loads."""
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from .checkpoint import BEST, CheckpointError, read_folder, states
+from .recipe import parse_recipe
+from .stages import build_model
+
+
+def load_trained(run: Path) -> tuple[PreTrainedModel, dict]:
+    """
+    The averaged weights of a run's best evaluation (of its last state, where nothing was evaluated).
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        the model in eval mode, and the content of `state.json`.
+
+    Raises:
+        CheckpointError: where the folder holds no state.
+    """
+    folder = run / BEST
+    if not (folder / "state.json").is_file():
+        found = states(run / "states")
+        if not found:
+            raise CheckpointError(f"{run} holds no training state.")
+        folder = found[-1]
+    tensors, state = read_folder(folder)
+    recipe = parse_recipe(state["recipe"])
+    model = build_model(recipe.model, recipe.seed)
+    model.load_state_dict(tensors["ema"])
+    return model.eval(), state
+
+
+def save_half(model: PreTrainedModel, folder: Path) -> None:
+    """Saves a float32 model with float16 tensors and `"dtype": "float32"`: small on disk, fast on a CPU."""
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=tensors)
+
+
+def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
+    """
+    Writes the best averaged weights of a run as a checkpoint: config, weights, processor, training log.
+
+    Args:
+        run: folder of the run.
+        target: folder to make or to update; other files in it stay.
+        card: content of its README.md.
+
+    Returns:
+        `target`.
+    """
+    from ..modeling.image_processing_utils import ImageTokenizerProcessor
+
+    model, state = load_trained(run)
+    scratch = target.with_name(f"{target.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        save_half(model, scratch)
+        _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
+        shutil.copyfile(run / "log.jsonl", scratch / "train_log.jsonl")
+        if card is not None:
+            (scratch / "README.md").write_text(card, encoding="utf-8")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in scratch.iterdir():
+            os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _processor(processor_class: type, config: object) -> object:
+    """The processor of a configuration: its size, and its pixel space."""
+    if config.pixel_range is not None:
+        return processor_class.for_size(config.image_size, tuple(config.pixel_range))
+    side = {"height": config.image_size, "width": config.image_size}
+    mean, std = list(config.image_mean), list(config.image_std)
+    return processor_class(size={"shortest_edge": config.image_size}, crop_size=side, image_mean=mean, image_std=std)
