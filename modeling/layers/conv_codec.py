@@ -1,5 +1,6 @@
 """Convolutional encoders and decoders of the VQGAN kind, in the dialects of published checkpoints."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -156,3 +157,28 @@ def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
     batch, _, height, width = patches.shape
     x = patches.view(batch, patch_size, patch_size, channels, height, width)
     return torch.einsum("bpqchw->bchpwq", x).reshape(batch, channels, height * patch_size, width * patch_size)
+
+
+def grid_of(num_tokens: int, image_size: int | tuple[int, int] | None, factor: int) -> tuple[int, int]:
+    """
+    Rows and columns of a flat sequence of `num_tokens`: those of `image_size` pixels, or a square.
+
+    Raises:
+        ValueError: where the count does not fit.
+    """
+    if image_size is None:
+        side = math.isqrt(num_tokens)
+        if side * side != num_tokens:
+            raise ValueError(f"{num_tokens} tokens are no square grid: give image_size=(height, width) in pixels.")
+        return side, side
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if (height // factor) * (width // factor) != num_tokens:
+        expected = (height // factor) * (width // factor)
+        raise ValueError(f"A picture of {height} x {width} pixels has {expected} tokens, got {num_tokens}.")
+    return height // factor, width // factor
+
+
+def check_multiple(name: str, height: int, width: int, factor: int) -> None:
+    """Raises a ValueError unless both sides are positive multiples of `factor`."""
+    if height % factor or width % factor or not height or not width:
+        raise ValueError(f"{name} takes images whose sides are multiples of {factor}, got {height} x {width}.")

@@ -1,5 +1,7 @@
 """Quantizers with one signature: `forward(latents) -> QuantizerOutput`, `indices_to_latents(ids)`; channels last."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,7 @@ class QuantizerOutput:
     @property
     def loss(self) -> Tensor:
         """Sum of the terms."""
-        return sum(self.losses.values())
+        return sum(self.losses.values()) if self.losses else self.quantized.new_zeros(())
 
 
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -83,3 +85,44 @@ class VectorQuantizer(nn.Module):
             "codebook_loss": F.mse_loss(rows, latents.detach()),
         }
         return QuantizerOutput(latents + (rows - latents).detach(), indices, losses)
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """
+    Rounds each channel to a few values (FSQ, arXiv 2309.15505); it has no parameters and no losses.
+
+    Args:
+        levels: number of values of each channel, at least 2; the product is the codebook size.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.codebook_size, self.dim = math.prod(self.levels), len(self.levels)
+
+    def bound(self, latents: Tensor) -> Tensor:
+        """Squashes each channel so that rounding gives exactly its number of values (section 3.1)."""
+        levels = torch.tensor(self.levels, device=latents.device, dtype=torch.float32)
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = 0.5 * (levels % 2 == 0)
+        return torch.tanh(latents.float() + torch.atanh(offset / half)) * half - offset
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """Ids `(...)` to values in [-1, 1], `(..., D)`; the first channel counts fastest."""
+        basis = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        levels = torch.tensor(self.levels, device=indices.device)
+        digits = indices[..., None] // torch.tensor(basis, device=indices.device) % levels
+        return (digits - levels // 2) / (levels // 2)
+
+    def latents_to_indices(self, quantized: Tensor) -> Tensor:
+        """The inverse of `indices_to_latents`."""
+        basis = torch.tensor([math.prod(self.levels[:i]) for i in range(self.dim)], device=quantized.device)
+        half = torch.tensor(self.levels, device=quantized.device) // 2
+        return ((quantized.float() * half).round().long() + half).mul(basis).sum(-1)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Latents `(..., D)` to rounded values in [-1, 1] with a straight-through gradient."""
+        bounded = self.bound(latents)
+        half = torch.tensor(self.levels, device=latents.device) // 2
+        rounded = (bounded + (bounded.round() - bounded).detach()) / half
+        return QuantizerOutput(rounded, self.latents_to_indices(rounded.detach()), {})

@@ -1,0 +1,169 @@
+"""The Auto classes: one `from_pretrained` for our checkpoints, the authors' own, embedded ones and pipeline folders."""
+
+import os
+from typing import Any
+
+from .hub import fetch, read_json, resolve_source, split_hub_arguments
+from .registry import ModelEntry, find_model, find_model_type
+
+PRIOR_COMPONENTS = ("ar_prior", "masked_prior")
+
+
+class _Auto:
+    """What the Auto classes share."""
+
+    kind: str
+
+    def __init__(self) -> None:
+        raise OSError(f"{type(self).__name__} is made by {type(self).__name__}.from_pretrained(...).")
+
+    @classmethod
+    def _open(cls, source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], ModelEntry | None]:
+        """The resolved source, its config.json (empty where there is none), and our entry for it."""
+        source = resolve_source(source, kwargs.get("revision"))
+        if os.path.isfile(source) or kwargs.get("preset") or kwargs.get("config") is not None:
+            return source, {}, None
+        if not os.path.isdir(source) and os.path.exists(os.path.dirname(source)) and os.path.isabs(source):
+            raise OSError(f"There is no folder {source}.")
+        path = fetch(source, "config.json", **split_hub_arguments(kwargs)[0])
+        config = read_json(path) if path else {}
+        return source, config, find_model_type(config.get("model_type")) or find_model(config.get("_class_name", ""))
+
+    @classmethod
+    def _load_ours(cls, entry: ModelEntry, source: str, kwargs: dict[str, Any]) -> Any:
+        from .registration import load_model_class
+
+        if entry.kind != cls.kind:
+            raise ValueError(f"{source} holds a {entry.model}, which is a {entry.kind} and not a {cls.kind}.")
+        if kwargs.pop("filename", None) is not None:
+            raise ValueError(f"{source} is a checkpoint of hf_vistok: `filename` is for original ones; use `variant`.")
+        kwargs.pop("preset", None), kwargs.pop("config", None)
+        return load_model_class(entry).from_pretrained(source, **kwargs)
+
+
+class AutoImageTokenizer(_Auto):
+    """Loads any image tokenizer."""
+
+    kind = "tokenizer"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        filename: str | None = None,
+        preset: str | None = None,
+        config: dict[str, Any] | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Loads a tokenizer in eval mode.
+
+        Args:
+            source: a folder of ours or of the original authors, a Hub id of either, an id of an embedded checkpoint
+                ("hf-vistok/..."), a single weight file, or a folder of a pipeline.
+            filename: which weight file of an original repository.
+            preset: name of a published checkpoint, for weight files that come without a configuration.
+            config: the authors' configuration (a dict, or a JSON or YAML file), for the same.
+            kwargs: `revision, subfolder, cache_dir, token, local_files_only, dtype, device_map, attn_implementation,
+                variant`, and everything else that transformers takes.
+
+        Raises:
+            ValueError: for an unknown layout, a checkpoint of another kind, or tensors that do not fit.
+            OSError: where there is no such folder, repository or revision.
+        """
+        chosen = {"filename": filename, "preset": preset, "config": config}
+        source, found, entry = cls._open(source, {**kwargs, **chosen})
+        if entry is not None:
+            return cls._load_ours(entry, source, {**kwargs, **chosen})
+        if not found and preset is None and config is None:
+            assembled = _from_pipeline_folder(source, kwargs)
+            if assembled is not None:
+                return assembled
+        from .conversion.loading import load_original
+
+        return load_original(source, ("tokenizer",), **chosen, **kwargs)
+
+
+class AutoImagePrior(_Auto):
+    """Loads any prior: autoregressive or masked."""
+
+    kind = "prior"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        filename: str | None = None,
+        preset: str | None = None,
+        config: dict[str, Any] | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a prior in eval mode; arguments and errors as for [`AutoImageTokenizer`]."""
+        chosen = {"filename": filename, "preset": preset, "config": config}
+        source, _, entry = cls._open(source, {**kwargs, **chosen})
+        if entry is not None:
+            return cls._load_ours(entry, source, {**kwargs, **chosen})
+        from .conversion.loading import load_original
+
+        return load_original(source, PRIOR_COMPONENTS, **chosen, **kwargs)
+
+
+class AutoImageTokenizerProcessor(_Auto):
+    """Loads the processor of any image tokenizer."""
+
+    kind = "tokenizer"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        filename: str | None = None,
+        preset: str | None = None,
+        config: dict[str, Any] | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a processor; of an original checkpoint it is made from its configuration. Arguments as above."""
+        chosen = {"filename": filename, "preset": preset, "config": config}
+        source, found, entry = cls._open(source, {**kwargs, **chosen})
+        hub, options = split_hub_arguments(kwargs)
+        if entry is not None:
+            return cls._load_processor(entry, source, hub, options)
+        if not found and preset is None and config is None:
+            subfolder = _tokenizer_subfolder(source, hub)
+            if subfolder is not None:
+                return cls.from_pretrained(source, subfolder=subfolder, **kwargs)
+        from .conversion.loading import OriginalCheckpoint
+
+        checkpoint = OriginalCheckpoint(source, **chosen, **hub)
+        processor = checkpoint.processor()
+        if processor is None:
+            raise ValueError(f"{source}, a {checkpoint.component} of {checkpoint.adapter.system}, has no processor.")
+        return processor
+
+    @staticmethod
+    def _load_processor(entry: ModelEntry, source: str, hub: dict[str, Any], options: dict[str, Any]) -> Any:
+        from .registration import load_processor_class
+
+        processor = load_processor_class(entry)
+        if processor is None:
+            raise ValueError(f"{entry.model} takes no pictures, so it has no processor.")
+        return processor.from_pretrained(source, **hub, **options)
+
+
+def _tokenizer_subfolder(source: str, hub: dict[str, Any]) -> str | None:
+    """The folder of the tokenizer inside a pipeline's folder, None where it is no pipeline or has none."""
+    path = fetch(source, "model_index.json", **hub)
+    return "image_tokenizer" if path and "image_tokenizer" in read_json(path) else None
+
+
+def _from_pipeline_folder(source: str, kwargs: dict[str, Any]) -> Any:
+    hub, _ = split_hub_arguments(kwargs)
+    if os.path.isfile(source):
+        return None
+    subfolder = _tokenizer_subfolder(source, hub)
+    if subfolder is None:
+        return None
+    return AutoImageTokenizer.from_pretrained(source, **{**kwargs, "subfolder": subfolder})

@@ -1,0 +1,68 @@
+"""Makes our classes known to transformers' Auto classes and to diffusers. A global side effect, so it has one place."""
+
+import importlib
+from functools import cache
+
+from .registry import ModelEntry, model_entries
+
+
+def register_library() -> None:
+    """
+    Lets diffusers write and read `["hf_vistok", "Class"]` in model_index.json.
+
+    `LOADABLE_CLASSES` is not documented API; `tests/test_face.py` watches it.
+    """
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+    LOADABLE_CLASSES.setdefault("hf_vistok", {})
+
+
+@cache
+def register(entry: ModelEntry) -> None:
+    """Registers one model with `AutoConfig`, `AutoModel` and `AutoImageProcessor` (diffusers models have none)."""
+    register_library()
+    if entry.model_type is None:
+        return
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    config = getattr(importlib.import_module(entry.config_module), entry.config)
+    model = getattr(importlib.import_module(entry.model_module), entry.model)
+    AutoConfig.register(entry.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    processor = load_processor_class(entry)
+    if processor is not None and hasattr(processor, "preprocess"):
+        AutoImageProcessor.register(config, image_processor_classes={"pil": processor}, exist_ok=True)
+
+
+def prepare_pipelines() -> None:
+    """Registers the library with diffusers, and gives pipelines the loaders that read original checkpoints."""
+    register_library()
+    from .auto_classes import AutoImagePrior, AutoImageTokenizer
+    from .hub import resolve_source
+    from .pipelines import pipeline_utils
+
+    pipeline_utils.LOADERS.update(
+        image_tokenizer=AutoImageTokenizer.from_pretrained,
+        prior=AutoImagePrior.from_pretrained,
+        resolve=resolve_source,
+    )
+
+
+def load_processor_class(entry: ModelEntry) -> type | None:
+    """The processor class of a model, None where it has none."""
+    if entry.processor is None:
+        return None
+    module, _, name = entry.processor.partition(":")
+    return getattr(importlib.import_module(f"hf_vistok.modeling.{module}"), name)
+
+
+def load_model_class(entry: ModelEntry) -> type:
+    """Imports and registers a model class."""
+    register(entry)
+    return getattr(importlib.import_module(entry.model_module), entry.model)
+
+
+def register_all() -> None:
+    """Registers every model of every family."""
+    for entry in model_entries():
+        register(entry)

@@ -1,0 +1,181 @@
+"""
+The table of families: which class, which module, which adapter. The one place to edit when a family is added.
+
+It is plain data, so that `import hf_vistok` and `hf-vistok list` need neither torch nor transformers.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """
+    One model class.
+
+    Args:
+        model_type: the `model_type` of its configuration, or None for diffusers models.
+        model: its class.
+        config: its configuration class, None for diffusers models.
+        module: folder under `hf_vistok.modeling`; the files are `modeling_<stem>` and `configuration_<stem>`.
+        stem: of the file names, the folder's name by default.
+        processor: its processor class, as "module:Class" under `hf_vistok.modeling`.
+        kind: "tokenizer", "prior", "flow" or "part".
+    """
+
+    model_type: str | None
+    model: str
+    config: str | None
+    module: str
+    stem: str | None = None
+    processor: str | None = "image_processing_utils:ImageTokenizerProcessor"
+    kind: str = "tokenizer"
+
+    @property
+    def model_module(self) -> str:
+        """Module of the model class."""
+        return f"hf_vistok.modeling.{self.module}.modeling_{self.stem or self.module}"
+
+    @property
+    def config_module(self) -> str:
+        """Module of the configuration class."""
+        return f"hf_vistok.modeling.{self.module}.configuration_{self.stem or self.module}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    One published system.
+
+    Args:
+        name: as in the card's file name and the parity root.
+        title: as people call it.
+        paper: arXiv number, or None.
+        tokens: what its tokens are, in a few words.
+        models: its classes.
+        adapter: module under `hf_vistok.conversion` that reads the authors' checkpoints, None where none exist.
+        code_license, weights_license: of the originals. Ours is Apache-2.0.
+        restricted: whether the original weights are non-commercial or without a licence.
+        parity: number of reference variants that pass.
+        published: number of published checkpoints that load.
+        missing: what is not there.
+    """
+
+    name: str
+    title: str
+    paper: str | None
+    tokens: str
+    models: tuple[ModelEntry, ...]
+    adapter: str | None = None
+    code_license: str = "Apache-2.0"
+    weights_license: str = "Apache-2.0"
+    restricted: bool = False
+    parity: int = 0
+    published: int = 0
+    missing: str = ""
+    extra_names: dict[str, str] = field(default_factory=dict)
+
+
+def _prior(model_type: str, model: str, config: str, module: str, **kwargs: str) -> ModelEntry:
+    return ModelEntry(model_type, model, config, module, processor=None, kind="prior", **kwargs)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="titok",
+        title="TiTok",
+        paper="2406.07550",
+        tokens="32-256 ids or 16-d vectors, 1-D",
+        models=(
+            ModelEntry("vistok_titok", "TiTokModel", "TiTokConfig", "titok"),
+            ModelEntry("vistok_maskgit_vqgan", "MaskGitVQGANModel", "MaskGitVQGANConfig", "maskgit_vqgan"),
+            _prior("vistok_maskgit", "MaskGitPrior", "MaskGitPriorConfig", "maskgit"),
+        ),
+        adapter="titok",
+    ),
+    Family(
+        name="one_d_piece",
+        title="One-D-Piece",
+        paper="2501.10064",
+        tokens="1-256 ids, 1-D, any prefix",
+        models=(ModelEntry("vistok_one_d_piece", "OneDPieceModel", "OneDPieceConfig", "one_d_piece"),),
+        adapter="one_d_piece",
+        weights_license="see the model cards (class tag: MIT)",
+    ),
+)
+
+# Public names that belong to no family: name -> module.
+PLAIN_NAMES: dict[str, str] = {
+    "AutoImageTokenizer": "hf_vistok.auto_classes",
+    "AutoImageTokenizerProcessor": "hf_vistok.auto_classes",
+    "AutoImagePrior": "hf_vistok.auto_classes",
+    "ImageTokenizerConfig": "hf_vistok.modeling.configuration_utils",
+    "ImagePriorConfig": "hf_vistok.modeling.configuration_utils",
+    "PreTrainedImageTokenizer": "hf_vistok.modeling.modeling_utils",
+    "PreTrainedImagePrior": "hf_vistok.modeling.prior_utils",
+    "ImageTokenizerProcessor": "hf_vistok.modeling.image_processing_utils",
+    "ImageTokenizerEncoderOutput": "hf_vistok.modeling.outputs",
+    "ImageTokenizerDecoderOutput": "hf_vistok.modeling.outputs",
+    "ImageTokenizerOutput": "hf_vistok.modeling.outputs",
+    "ImagePriorOutput": "hf_vistok.modeling.outputs",
+    "TokenSegment": "hf_vistok.modeling.outputs",
+    "MaskGitScheduler": "hf_vistok.pipelines.schedulers.scheduling_maskgit",
+    "MaskGitPipeline": "hf_vistok.pipelines.pipeline_maskgit",
+    "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
+    "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",
+}
+
+# The base classes that diffusers looks up on the library module which model_index.json names.
+BASE_NAMES: dict[str, str] = {
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+    "DiffusionPipeline": "diffusers",
+    "PreTrainedModel": "transformers",
+    "PreTrainedTokenizer": "transformers",
+    "PreTrainedTokenizerFast": "transformers",
+    "FeatureExtractionMixin": "transformers",
+    "ProcessorMixin": "transformers",
+    "ImageProcessingMixin": "transformers",
+}
+
+
+def model_entries() -> list[ModelEntry]:
+    """All model classes of all families."""
+    return [entry for family in FAMILIES for entry in family.models]
+
+
+def find_model_type(model_type: str | None) -> ModelEntry | None:
+    """The entry of a `model_type`, None where it is not ours."""
+    return next((entry for entry in model_entries() if model_type and entry.model_type == model_type), None)
+
+
+def find_model(name: str) -> ModelEntry | None:
+    """The entry whose model or configuration class is called `name`, None where there is none."""
+    return next((entry for entry in model_entries() if name in (entry.model, entry.config)), None)
+
+
+def family_of(name: str) -> Family:
+    """
+    A family by its name.
+
+    Raises:
+        KeyError: with the known names.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise KeyError(f"No family {name!r}; known: {', '.join(family.name for family in FAMILIES)}.")
+
+
+def public_names() -> dict[str, str]:
+    """Every public name and the module that it lives in."""
+    names = dict(PLAIN_NAMES)
+    for family in FAMILIES:
+        for entry in family.models:
+            names[entry.model] = entry.model_module
+            if entry.config:
+                names[entry.config] = entry.config_module
+            if entry.processor:
+                module, _, cls = entry.processor.partition(":")
+                names[cls] = f"hf_vistok.modeling.{module}"
+        names.update(family.extra_names)
+    return names

@@ -1,0 +1,1 @@
+"""diffusers pipelines and schedulers: inference only. They know `modeling/`, diffusers and transformers."""

@@ -1,0 +1,1 @@
+"""Schedulers of samplers that diffusers does not have."""
