@@ -20,6 +20,7 @@ from hf_vistok.training.core import Trainer, TrainingStopped
 from hf_vistok.training.losses import LeCam, generator_loss, hinge_discriminator_loss
 from hf_vistok.training.optim import MovingAverage, MuonAdamW, learning_rate_factor, make_optimizer, orthogonalize
 from hf_vistok.training.recipe import OptimizerRecipe, RecipeError, load_recipe, parse_recipe, recipe_folder
+from hf_vistok.training.report import CodebookMeter
 
 TINY = {
     "image_size": 16,
@@ -281,7 +282,7 @@ def test_adversarial_and_perceptual_terms_and_their_resume(pictures, tmp_path):
     values = toy(
         pictures,
         steps=6,
-        perceptual={"weight": 0.1, "network": "test_training:Blur", "images": 2, "start": 1},
+        perceptual={"weight": 0.1, "network": f"{__name__}:Blur", "images": 2, "start": 1},
         adversarial={"weight": 0.1, "start": 2, "channels": 32, "stages": 1, "lr": 1e-3},
     )
     Trainer(parse_recipe(values), tmp_path / "whole", quiet=True).run()
@@ -292,6 +293,23 @@ def test_adversarial_and_perceptual_terms_and_their_resume(pictures, tmp_path):
         named = [key for key in a if "loss" in key or "logits" in key]
         assert all(abs(a[key] - b[key]) < 1e-6 for key in named)
     assert "discriminator_loss" not in json.loads(whole[1]) and "lecam_loss" in json.loads(whole[2])
+
+
+def test_tensorboard_through_accelerate(pictures, tmp_path):
+    pytest.importorskip("tensorboard")
+    Trainer(parse_recipe(toy(pictures, steps=2, log__tracker="tensorboard")), tmp_path, quiet=True).run()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_codebook_meter_counts_and_warns():
+    meter = CodebookMeter(1000)
+    meter.add(torch.arange(1000).view(10, 100))
+    values = meter.report(meter.counts.clone())
+    assert values["codebook_usage"] == 1 and values["codebook_perplexity"] == pytest.approx(1000)
+    assert not meter.collapsed(values, 1000, 1000)
+    meter.add(torch.zeros(4, 250, dtype=torch.int64))
+    values = meter.report(meter.counts.clone())
+    assert values["codebook_perplexity"] == 1 and meter.collapsed(values, 1000, 1000)
 
 
 class Blur(torch.nn.Module):

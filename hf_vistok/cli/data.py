@@ -45,7 +45,7 @@ def emoji(
                 on_total=lambda total: progress.update(task, description="drawing", total=total),
                 on_done=lambda count: progress.advance(task, count),
             )
-        except DataError as error:
+        except (DataError, OSError) as error:
             progress.stop()
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error

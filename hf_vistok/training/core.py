@@ -86,6 +86,7 @@ class Trainer:
         self._prepare()
         self.step, self.best, self.precision, self.seconds = 0, float("-inf"), recipe.precision, 0.0
         self.quiet, self._signal = quiet or not self.main, None
+        self._first_samples: Samples | None = None
         self.output.mkdir(parents=True, exist_ok=True)
         self._restore(resume)
 
@@ -251,7 +252,8 @@ class Trainer:
         start = 0 if self.overfit else step * self.recipe.batch_size
         positions = start + self.first + np.arange(self.share)
         if stream is not None:
-            self._first_samples = samples = (self.overfit and getattr(self, "_first_samples", None)) or next(stream)
+            samples = (self.overfit and self._first_samples) or next(stream)
+            self._first_samples = samples
         else:
             samples = self.stage.data.take(self.order(positions))
         parts = [slice(i, i + self.micro) for i in range(0, self.share, self.micro)]
@@ -345,7 +347,7 @@ class Trainer:
         if self.device.type == "cuda":
             small = batch
         best = float("inf")
-        for _ in range(2):
+        for _ in range(3):
             began = time.perf_counter()
             with self._autocast():
                 out = self.stage.loss("model", {"model": model}, dict(small), -1)
@@ -359,7 +361,7 @@ class Trainer:
     # ------------------------------------------------------------------ reports
 
     def _say(self, text: str) -> None:
-        if self.main and not getattr(self, "quiet", False):
+        if not self.quiet:
             print(f"[{self.recipe.name}] {text}", flush=True)
 
     def _start_tracker(self) -> None:
@@ -378,10 +380,10 @@ class Trainer:
             values |= self._evaluate()
         if step % log.sheets == 0 or last:
             self._sheet()
+        if self.log:  # before the state: a kill between the two must not lose the line
+            self.log.write(step=step, **values)
         if step % log.checkpoints == 0 and not last:
             self.save()
-        if self.log:
-            self.log.write(step=step, **values)
         if log.tracker:
             self.accelerator.log(values, step=step)
 

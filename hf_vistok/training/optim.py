@@ -69,7 +69,8 @@ class MuonAdamW(torch.optim.Optimizer):
             state["step"] += 1
         means, squares = ([self.state[p][name] for p in parameters] for name in ("mean", "square"))
         grads, count = [p.grad for p in parameters], float(self.state[parameters[0]]["step"])
-        torch._foreach_mul_(parameters, 1 - lr * decay)
+        if decay:  # not on biases, norms and the like
+            torch._foreach_mul_([p for p in parameters if p.ndim > 1], 1 - lr * decay)
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
