@@ -234,6 +234,16 @@ def test_overfitting_one_batch_decreases_the_loss(pictures, tmp_path):
     assert values[60] < 0.5 * values[1]
 
 
+@pytest.mark.parametrize("quantizer", ["vq", "kl"])
+def test_other_models_train_without_a_change(pictures, tmp_path, quantizer):
+    config = {**TINY, "quantizer": quantizer, "fsq_levels": None, "token_size": 4}
+    recipe = toy(pictures, steps=2, prefix=None, model={"type": "vistok_titok", "config": config})
+    Trainer(parse_recipe(recipe), tmp_path, quiet=True).run()
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert ("kl_loss" in last) == (quantizer == "kl") and ("codebook_usage" in last) == (quantizer == "vq")
+    assert "psnr@4" in last and "psnr@1" not in last
+
+
 def test_nan_stops_with_the_last_good_state(pictures, tmp_path):
     trainer = Trainer(parse_recipe(toy(pictures)), tmp_path, quiet=True)
     original = trainer.stage.loss
@@ -369,6 +379,33 @@ def test_export_loads_in_float32(reference, tmp_path):
     ours, theirs = (reconstruction_scores(m, images, batch_size=2) for m in (model, load_trained(reference)[0]))
     assert all(abs(a.psnr - b.psnr) < 0.05 for a, b in zip(ours, theirs, strict=True))
     assert [score.bytes_per_image for score in ours] == pytest.approx([np.log2(100) / 8 * k for k in (1, 2, 4)])
+
+
+def test_evaluate_command(pictures, reference, tmp_path):
+    import typer
+    from typer.testing import CliRunner
+
+    from hf_vistok.cli.evaluate import evaluate
+
+    app = typer.Typer()
+    app.command()(evaluate)
+    options = [
+        str(reference),
+        "--data",
+        str(pictures),
+        "--kind",
+        "folder",
+        "--sheet",
+        str(tmp_path / "s" / "sheet.png"),
+    ]
+    done = CliRunner().invoke(app, [*options, "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.output)
+    assert result["pictures"] == 6 and [row["num_tokens"] for row in result["scores"]] == [1, 2, 4]
+    assert Image.open(sheet).size[0] > 100
+    assert "| 4 |" in CliRunner().invoke(app, [*options, "--tokens", "4"]).output
+    missing = CliRunner().invoke(app, [str(reference), "--data", str(tmp_path / "none"), "--kind", "folder"])
+    assert missing.exit_code == 1 and "No such folder" in missing.output
 
 
 # ---------------------------------------------------------------------- optimizers, losses

@@ -1,5 +1,6 @@
 """From a run to a checkpoint that `from_pretrained` loads."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -64,7 +65,7 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     try:
         save_half(model, scratch)
         _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
-        shutil.copyfile(run / "log.jsonl", scratch / "train_log.jsonl")
+        (scratch / "train_log.jsonl").write_text(short_log(run / "log.jsonl"))
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
         target.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,16 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def short_log(path: Path, every: int = 20) -> str:
+    """The evaluations of a run's log and one step in `every`, numbers rounded to five digits."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        if values["step"] % every == 0 or values["step"] == 1 or any(key.startswith("psnr") for key in values):
+            lines.append(json.dumps({key: float(f"{value:.5g}") for key, value in values.items()}) + "\n")
+    return "".join(lines)
 
 
 def _processor(processor_class: type, config: object) -> object:
