@@ -389,15 +389,8 @@ def test_evaluate_command(pictures, reference, tmp_path):
 
     app = typer.Typer()
     app.command()(evaluate)
-    options = [
-        str(reference),
-        "--data",
-        str(pictures),
-        "--kind",
-        "folder",
-        "--sheet",
-        str(tmp_path / "s" / "sheet.png"),
-    ]
+    sheet = tmp_path / "s" / "sheet.png"
+    options = [str(reference), "--data", str(pictures), "--kind", "folder", "--sheet", str(sheet)]
     done = CliRunner().invoke(app, [*options, "--json"])
     assert done.exit_code == 0, done.output
     result = json.loads(done.output)

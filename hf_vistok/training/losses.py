@@ -48,8 +48,8 @@ class LeCam(nn.Module):
     @torch.no_grad()
     def update(self, mean_real: Tensor, mean_fake: Tensor) -> None:
         """Moves the averages; give means over all processes."""
-        self.ema_real.lerp_(mean_real.float(), 1 - self.decay)
-        self.ema_fake.lerp_(mean_fake.float(), 1 - self.decay)
+        self.ema_real.lerp_(mean_real.to(self.ema_real), 1 - self.decay)
+        self.ema_fake.lerp_(mean_fake.to(self.ema_fake), 1 - self.decay)
 
 
 def summed_kl(mean: Tensor, logvar: Tensor) -> Tensor:
