@@ -14,7 +14,9 @@ def embedded_checkpoints() -> list[str]:
     """Ids of the checkpoints that ship inside the package."""
     if not EMBEDDED_FOLDER.is_dir():
         return []
-    found = (path.parent.name for name in ("config.json", "model_index.json") for path in EMBEDDED_FOLDER.glob(f"*/{name}"))
+    found = (
+        path.parent.name for name in ("config.json", "model_index.json") for path in EMBEDDED_FOLDER.glob(f"*/{name}")
+    )
     return sorted(EMBEDDED_PREFIX + name for name in set(found))
 
 

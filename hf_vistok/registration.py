@@ -3,7 +3,7 @@
 import importlib
 from functools import cache
 
-from .registry import ModelEntry, model_entries
+from .registry import ModelEntry, model_entries, public_names
 
 
 def register_library() -> None:
@@ -38,13 +38,23 @@ def prepare_pipelines() -> None:
     """Registers the library with diffusers, and gives pipelines the loaders that read original checkpoints."""
     register_library()
     from .auto_classes import AutoImagePrior, AutoImageTokenizer
-    from .hub import resolve_source
-    from .pipelines import pipeline_utils
+    from .hub import fetch, resolve_source
+    from .pipelines.pipeline_utils import LOADERS
 
-    pipeline_utils.LOADERS.update(
+    LOADERS.update(
         image_tokenizer=AutoImageTokenizer.from_pretrained,
         prior=AutoImagePrior.from_pretrained,
         resolve=resolve_source,
+        fetch=fetch,
+        pipeline_class=pipeline_class,
+    )
+
+
+def pipeline_class(name: str | None) -> type | None:
+    """One of our pipeline classes by its name, None where it is none."""
+    module = public_names().get(name or "", "")
+    return (
+        getattr(importlib.import_module(module), name) if module.startswith("hf_vistok.pipelines.pipeline_") else None
     )
 
 

@@ -101,7 +101,9 @@ class OriginalCheckpoint:
             shards = self._shards(name)
             if shards:
                 return {key: tensor for shard in shards for key, tensor in read_state_dict(shard).items()}
-        raise ValueError(f"{self.source} has no weights: looked for {', '.join(names)}; `filename=` names another file.")
+        raise ValueError(
+            f"{self.source} has no weights: looked for {', '.join(names)}; `filename=` names another file."
+        )
 
     def _shards(self, name: str) -> list[str]:
         index = fetch(self.source, f"{name}.index.json", **self.hub)
@@ -207,7 +209,9 @@ def _read_pickle(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise ConversionError(f"{path} holds more than tensors and is not opened: {str(error).splitlines()[0]}") from error
+        raise ConversionError(
+            f"{path} holds more than tensors and is not opened: {str(error).splitlines()[0]}"
+        ) from error
     except (RuntimeError, EOFError, OSError):  # files older than the zip format cannot be mapped
         try:
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .adapter import Part, Plan, Preset
+from .adapter import Plan, Preset
 from .titok import TWO_STAGE, TiTokAdapter, generator_config, titok_config_fields, titok_plan, tokenizer_config
 
 

@@ -304,13 +304,28 @@ TiTokAdapter.presets = dict(
     + [
         _published(f"generator_titok_{name}_imagenet", "masked_prior", generator_config(kind, tokens, **sampling))
         for name, kind, tokens, sampling in (
-            ("l32", "ViT", 32, {"num_steps": 8, "guidance_scale": 4.5, "guidance_decay": "linear", "randomize_temperature": 9.5}),
-            ("b64", "ViT", 64, {"num_steps": 8, "guidance_scale": 3.0, "guidance_decay": "linear", "randomize_temperature": 11.0}),
+            (
+                "l32",
+                "ViT",
+                32,
+                {"num_steps": 8, "guidance_scale": 4.5, "guidance_decay": "linear", "randomize_temperature": 9.5},
+            ),
+            (
+                "b64",
+                "ViT",
+                64,
+                {"num_steps": 8, "guidance_scale": 3.0, "guidance_decay": "linear", "randomize_temperature": 11.0},
+            ),
             (
                 "s128",
                 "UViT",
                 128,
-                {"num_steps": 64, "guidance_scale": 6.9, "guidance_decay": "power-cosine", "randomize_temperature": 2.8},
+                {
+                    "num_steps": 64,
+                    "guidance_scale": 6.9,
+                    "guidance_decay": "power-cosine",
+                    "randomize_temperature": 2.8,
+                },
             ),
         )
     ],

@@ -1,11 +1,11 @@
 """How the outputs of TiTok's `training_losses` variants come from their inputs."""
 
 import torch
-from hf_vistok.modeling.layers.losses import masked_token_loss, next_token_loss
-from hf_vistok.modeling.layers.posterior import DiagonalGaussian
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_vistok.modeling.layers.losses import masked_token_loss, next_token_loss
+from hf_vistok.modeling.layers.posterior import DiagonalGaussian
 from hf_vistok.training.discriminator import PatchDiscriminator
 from hf_vistok.training.losses import generator_loss, hinge_discriminator_loss, lecam_loss, summed_kl
 
