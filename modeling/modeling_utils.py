@@ -33,7 +33,7 @@ class InitWeightsMixin:
     Initialisation rules shared by tokenizers and priors.
 
     A module that owns bare parameters or tables implements `init_own_weights()` with `transformers.initialization`
-    functions (they leave loaded tensors alone). A Linear or Conv whose weights start at zero carries `zero_init = True`.
+    functions (they leave loaded tensors alone). A Linear or Conv that starts at zero carries `zero_init = True`.
     """
 
     def _init_weights(self, module: torch.nn.Module) -> None:

@@ -46,7 +46,7 @@ class PreTrainedImagePrior(InitWeightsMixin, PreTrainedModel):
         return self.config.num_image_tokens
 
     def set_published_settings(self, **settings: Any) -> None:
-        """Makes `settings` what `generate` uses when it is called without arguments, and what `save_pretrained` writes."""
+        """Makes `settings` what `generate` uses by default, and what `save_pretrained` writes."""
         self.generation_config = GenerationConfig(do_sample=True, **settings)
 
     def setting(self, name: str, value: Any = None) -> Any:

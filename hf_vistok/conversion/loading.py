@@ -56,8 +56,8 @@ class OriginalCheckpoint:
         if match is None:
             known = ", ".join(adapter.system for adapter in all_adapters())
             raise ValueError(
-                f"{self.source}: a configuration with the keys {sorted(config)[:12]} is of no known layout. It should be "
-                f"a checkpoint of hf_vistok (`model_type` starts with 'vistok_') or an original one of: {known}."
+                f"{self.source}: a configuration with the keys {sorted(config)[:12]} is of no known layout. It should "
+                f"be a checkpoint of hf_vistok (`model_type` starts with 'vistok_') or an original one of: {known}."
             )
         return *match, config
 

@@ -1,4 +1,4 @@
-"""Masked priors (MaskGIT, arXiv 2202.04200) of TiTok and One-D-Piece: a class token and N ids in, N rows of logits out."""
+"""Masked priors (MaskGIT, arXiv 2202.04200) of TiTok and One-D-Piece: a class and N ids in, N rows of logits out."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What counts as parity is decided here and not in a system's hooks: every stored output is compared or has a reason."""
+"""What counts as parity is decided here, not in a system's hooks: each stored output is compared or has a reason."""
 
 import copy
 import importlib
