@@ -284,6 +284,8 @@ def test_dry_run_and_resume_options(pictures, reference, tmp_path):
         Trainer(parse_recipe(toy(pictures)), reference, resume="never", quiet=True)
     with pytest.raises(checkpoint.CheckpointError, match=r"another recipe: optimizer\.lr, seed differ"):
         Trainer(parse_recipe(toy(pictures, optimizer__lr=0.5, seed=3)), reference, quiet=True)
+    with pytest.raises(RecipeError, match="went on to step_00000012"):
+        Trainer(parse_recipe(toy(pictures)), reference, resume=str(reference / "states" / "step_00000009"), quiet=True)
     with pytest.raises(checkpoint.CheckpointError, match="no complete training state"):
         Trainer(parse_recipe(toy(pictures)), tmp_path, resume=str(tmp_path / "none"), quiet=True)
 

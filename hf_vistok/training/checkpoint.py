@@ -76,8 +76,8 @@ def states(folder: Path) -> list[Path]:
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Removes all states but the last `count`."""
-    for path in states(folder)[:-count]:
+    """Removes all states but the last `count`, and what a kill left half-written."""
+    for path in (*states(folder)[:-count], *folder.glob(f".{PREFIX}*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

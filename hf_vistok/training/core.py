@@ -141,6 +141,10 @@ class Trainer:
             return
         tensors, state = read_folder(path)
         self._check_same_recipe(path, state["recipe"])
+        if found and path.name < found[-1].name:
+            raise RecipeError(
+                f"{self.output} went on to {found[-1].name}; to branch off {path}, choose another --output."
+            )
         try:
             for name, module in self.stage.modules.items():
                 module.load_state_dict(tensors[name])
@@ -150,7 +154,8 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not fit this recipe: {error}") from error
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        self.precision = state["precision"]
+        if self.recipe.precision == "auto":
+            self.precision = state["precision"]
         if state["world_size"] != self.accelerator.num_processes:
             self._say(f"was trained on {state['world_size']} processes, goes on with {self.accelerator.num_processes}")
         self._say(f"resumed {path.name}")
@@ -175,7 +180,7 @@ class Trainer:
     def save(self) -> Path:
         """Writes the training state of this step; returns its folder."""
         target = self.states_folder / f"{PREFIX}{self.step:08d}"
-        if self.main and not target.exists():
+        if self.main:
             tensors = {"ema": self.ema.tensors, "stage": self.stage.state()}
             for name, module in self.stage.modules.items():
                 tensors |= {name: module.state_dict(), f"{name}_optimizer": pack_optimizer(self.optimizers[name])}
