@@ -132,9 +132,9 @@ class AutoImageTokenizerProcessor(_Auto):
         if entry is not None:
             return cls._load_processor(entry, source, hub, options)
         if not found and preset is None and config is None:
-            subfolder = _tokenizer_subfolder(source, hub)
-            if subfolder is not None:
-                return cls.from_pretrained(source, subfolder=subfolder, **kwargs)
+            processor = cls._from_pipeline(source, kwargs)
+            if processor is not None:
+                return processor
         from .conversion.loading import OriginalCheckpoint
 
         checkpoint = OriginalCheckpoint(source, **chosen, **hub)
@@ -143,6 +143,19 @@ class AutoImageTokenizerProcessor(_Auto):
             raise ValueError(f"{source}, a {checkpoint.component} of {checkpoint.adapter.system}, has no processor.")
         return processor
 
+    @classmethod
+    def _from_pipeline(cls, source: str, kwargs: dict[str, Any]) -> Any:
+        """The processor that a pipeline's folder holds, as a component of its own or beside its tokenizer."""
+        path = None if os.path.isfile(source) else fetch(source, "model_index.json", **split_hub_arguments(kwargs)[0])
+        index = read_json(path) if path else {}
+        if (index.get("image_processor") or [None, None])[1]:
+            import hf_vistok
+
+            return getattr(hf_vistok, index["image_processor"][1]).from_pretrained(
+                source, **{**kwargs, "subfolder": "image_processor"}
+            )
+        return cls.from_pretrained(source, **{**kwargs, "subfolder": "image_tokenizer"}) if index else None
+
     @staticmethod
     def _load_processor(entry: ModelEntry, source: str, hub: dict[str, Any], options: dict[str, Any]) -> Any:
         from .registration import load_processor_class
@@ -150,6 +163,10 @@ class AutoImageTokenizerProcessor(_Auto):
         processor = load_processor_class(entry)
         if processor is None:
             raise ValueError(f"{entry.model} takes no pictures, so it has no processor.")
+        if fetch(source, "preprocessor_config.json", **hub) is None and hasattr(processor, "for_config"):
+            from .registration import load_config_class
+
+            return processor.for_config(load_config_class(entry).from_pretrained(source, **hub), **options)
         return processor.from_pretrained(source, **hub, **options)
 
 

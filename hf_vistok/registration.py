@@ -25,7 +25,7 @@ def register(entry: ModelEntry) -> None:
         return
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    config = getattr(importlib.import_module(entry.config_module), entry.config)
+    config = load_config_class(entry)
     model = getattr(importlib.import_module(entry.model_module), entry.model)
     AutoConfig.register(entry.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
@@ -56,6 +56,11 @@ def pipeline_class(name: str | None) -> type | None:
     return (
         getattr(importlib.import_module(module), name) if module.startswith("hf_vistok.pipelines.pipeline_") else None
     )
+
+
+def load_config_class(entry: ModelEntry) -> type:
+    """Imports a configuration class."""
+    return getattr(importlib.import_module(entry.config_module), entry.config)
 
 
 def load_processor_class(entry: ModelEntry) -> type | None:

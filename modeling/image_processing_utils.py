@@ -57,13 +57,21 @@ class ImageTokenizerProcessor(PilBackend):
     def for_size(cls, image_size: int, pixel_range: tuple[float, float] = (0.0, 1.0), **kwargs: Any):
         """Shorter side to `image_size`, centre crop, black and white to the ends of `pixel_range`."""
         low, high = pixel_range
-        mean, std = -low / (high - low), 1.0 / (high - low)
-        return cls(
-            size={"shortest_edge": image_size},
-            crop_size={"height": image_size, "width": image_size},
-            image_mean=[mean] * 3,
-            image_std=[std] * 3,
-            **kwargs,
+        options = {
+            "size": {"shortest_edge": image_size},
+            "crop_size": {"height": image_size, "width": image_size},
+            "image_mean": [0.0 - low / (high - low)] * 3,
+            "image_std": [1.0 / (high - low)] * 3,
+        }
+        return cls(**{**options, **kwargs})
+
+    @classmethod
+    def for_config(cls, config: Any, **kwargs: Any):
+        """The processor of a tokenizer that was saved without one: its configured size and pixel space."""
+        if config.pixel_range is not None:
+            return cls.for_size(config.image_size, tuple(config.pixel_range), **kwargs)
+        return cls.for_size(
+            config.image_size, image_mean=list(config.image_mean), image_std=list(config.image_std), **kwargs
         )
 
     def __call__(self, images: Any, **kwargs: Any):
@@ -124,7 +132,7 @@ class ImageTokenizerProcessor(PilBackend):
 
     def _scale_floats(self, image: Any) -> Any:
         low, high = float(image.min()), float(image.max())
-        if not (-1e-3 <= low and high <= 1 + 1e-3):  # also catches NaN
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
             raise ValueError(f"Float images must lie in [0, 1], got values from {low:.3g} to {high:.3g}.")
         return image * 255.0
 

@@ -48,8 +48,7 @@ class MaskGitPipeline(ImageTokenPipeline):
         if not isinstance(scheduler, MaskGitScheduler):
             raise ValueError(f"scheduler must be a MaskGitScheduler, got {type(scheduler).__name__}.")
         if image_processor is None:
-            config = image_tokenizer.config
-            image_processor = ImageTokenizerProcessor.for_size(config.image_size, tuple(config.pixel_range))
+            image_processor = ImageTokenizerProcessor.for_config(image_tokenizer.config)
         self.register_modules(
             image_tokenizer=image_tokenizer, prior=prior, scheduler=scheduler, image_processor=image_processor
         )

@@ -33,10 +33,7 @@ class ImageReconstructionPipeline(ImageTokenPipeline):
                 f"{type(image_tokenizer).__name__} decodes to {image_tokenizer.decodes_to}, this pipeline needs pixels."
             )
         if image_processor is None:
-            config = image_tokenizer.config
-            if config.pixel_range is None:
-                raise ValueError(f"{type(image_tokenizer).__name__} needs its own image_processor.")
-            image_processor = ImageTokenizerProcessor.for_size(config.image_size, tuple(config.pixel_range))
+            image_processor = ImageTokenizerProcessor.for_config(image_tokenizer.config)
         self.register_modules(image_tokenizer=image_tokenizer, image_processor=image_processor)
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hf_vistok import (
+    AutoImageTokenizer,
+    AutoImageTokenizerProcessor,
     ImageReconstructionPipeline,
     MaskGitPipeline,
     MaskGitPrior,
@@ -127,6 +129,8 @@ def test_save_and_load(pipe, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     libraries = {value[0] for value in index.values() if isinstance(value, list)}
     assert libraries <= {"hf_vistok", "diffusers", "transformers"}
+    assert isinstance(AutoImageTokenizer.from_pretrained(tmp_path), OneDPieceModel)
+    assert AutoImageTokenizerProcessor.from_pretrained(tmp_path).size["shortest_edge"] == 32
     for cls in (MaskGitPipeline, VisTokPipeline):
         again = cls.from_pretrained(str(tmp_path))
         again.set_progress_bar_config(disable=True)
