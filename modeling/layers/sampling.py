@@ -18,6 +18,15 @@ def draw_normal(shape: tuple[int, ...], generator: Generators, device: torch.dev
     return _draw(torch.randn, shape, generator, device)
 
 
+def draw_exponential(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    """Exp(1) float32 draws of `shape`; `argmax(p / draws)` is a draw from `p`. A list draws image by image."""
+    return _draw(_exponential, shape, generator, device)
+
+
+def _exponential(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.empty(shape, device=device).exponential_(generator=generator)
+
+
 def _draw(function, shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
         source = generator.device if generator is not None else device
