@@ -101,6 +101,25 @@ FAMILIES: tuple[Family, ...] = (
         adapter="one_d_piece",
         weights_license="see the model cards (class tag: MIT)",
     ),
+    Family(
+        name="llamagen",
+        title="LlamaGen",
+        paper="2406.06525",
+        tokens="ids on a grid, /16 or /8",
+        models=(
+            ModelEntry(
+                "vistok_llamagen_vq",
+                "LlamaGenVQModel",
+                "LlamaGenVQConfig",
+                "llamagen",
+                processor="image_processing_adm:AdmCropProcessor",
+            ),
+            _prior("vistok_llamagen", "LlamaGenPrior", "LlamaGenPriorConfig", "llamagen", stem="llamagen_prior"),
+        ),
+        adapter="llamagen",
+        code_license="MIT",
+        weights_license="MIT",
+    ),
 )
 
 # Public names that belong to no family: name -> module.

@@ -47,3 +47,20 @@ def keep_lengths(batch: int, length: int, generator: torch.Generator | None = No
         return torch.randint(1, length + 1, (batch,), generator=generator)
     sizes = torch.tensor([2**i for i in range(length.bit_length()) if 2**i <= length])
     return sizes[torch.randint(len(sizes), (batch,), generator=generator)]
+
+
+def assignment_entropy_loss(latents: Tensor, codebook: Tensor, temperature: float = 0.01) -> Tensor:
+    """
+    Entropy of each position's soft assignment less the entropy of the mean assignment (LlamaGen, MAGVIT-v2).
+
+    Args:
+        latents: `(..., D)`, normalised as the quantizer does.
+        codebook: `(K, D)`, the same.
+        temperature: of the softmax over negative squared distances.
+    """
+    flat = latents.reshape(-1, latents.shape[-1])
+    distance = flat.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2.0 * (flat @ codebook.t())
+    log_probs = (-distance / temperature).log_softmax(-1)
+    probs = log_probs.exp()
+    mean = probs.mean(0)
+    return -(probs * log_probs).sum(-1).mean() + (mean * (mean + 1e-5).log()).sum()
