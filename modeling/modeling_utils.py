@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from .outputs import (
 INTEGER_TYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16, torch.uint32)
 
 
-@lru_cache(maxsize=256)
 def _parameter_names(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
@@ -77,6 +75,15 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
     decodes_to: str | None = "pixels"
     decode_conditioning: tuple[str, ...] = ()
     encode_conditioning: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # read once per class: signatures are slow, and torch.compile cannot keep a cache of them
+        cls._encode_options = _parameter_names(cls._encode)
+        cls._decode_options = _parameter_names(cls._decode)
+        cls._ids_options = _parameter_names(cls._ids_to_latents)
+        if "get_codebook_entry" in cls.__dict__:  # public, implemented by families, and it reads weights
+            cls.get_codebook_entry = apply_forward_hook(cls.get_codebook_entry)
 
     # ------------------------------------------------------------------ what a checkpoint says about itself
 
@@ -152,7 +159,8 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
         Turns images into tokens.
 
         Args:
-            pixel_values: `(B, 3, H, W)` in the checkpoint's `pixel_range`, as its processor makes them.
+            pixel_values: `(B, 3, H, W)` in the checkpoint's `pixel_range`, as its processor makes them; cast to the
+                model's dtype.
             num_tokens: keep the first `num_tokens` of a prefix-ordered tokenizer; a LongTensor `(B,)` gives each
                 image its own budget (as `token_mask`).
             sample_posterior: draw from the posterior of a KL tokenizer instead of taking its mode.
@@ -168,13 +176,13 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
                 batch, an impossible `num_tokens`, or an option that this tokenizer does not have.
         """
         self._check_pixel_values(pixel_values)
-        wanted = _parameter_names(type(self)._encode)
+        wanted = self._encode_options
         self._refuse_unknown("encode", conditioning, wanted)
         if "num_tokens" in wanted:  # the family has its own meaning for it: a budget, a picture size
             conditioning["num_tokens"] = num_tokens
         draws = {"sample_posterior": sample_posterior, "generator": generator, "noise": noise}
         conditioning.update({name: value for name, value in draws.items() if name in wanted})
-        output = self._encode(pixel_values, **conditioning)
+        output = self._encode(pixel_values.to(self.dtype), **conditioning)
         if output.latent_dist is not None and output.latents is None:
             draw = sample_posterior or noise is not None
             dist = output.latent_dist
@@ -260,7 +268,7 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
         Turns latents into images (or into what `decodes_to` names).
 
         Args:
-            latents: as `encode(...).latents`.
+            latents: as `encode(...).latents`; cast to the model's dtype.
             token_mask: bool `(B, N)`, False for tokens to leave out; see `mask_mode`.
             image_size: size of the picture, where the family can choose it.
             generator: random generator of stochastic decoders, or one per image.
@@ -283,12 +291,12 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
             **conditioning,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        self._refuse_unknown("decode", given, _parameter_names(type(self)._decode))
+        self._refuse_unknown("decode", given, self._decode_options)
         missing = [name for name in self.decode_conditioning if name not in given]
         if missing:
             raise ValueError(f"{type(self).__name__}.decode also needs {', '.join(missing)}.")
         self._check_latents(latents)
-        return self._decode(latents, self._check_token_mask(token_mask, latents), **given)
+        return self._decode(latents.to(self.dtype), self._check_token_mask(token_mask, latents), **given)
 
     def _decode(self, latents: Tensor, token_mask: Tensor | None, **options: Any) -> ImageTokenizerDecoderOutput:
         raise NotImplementedError
@@ -339,8 +347,7 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
         """
         self._check_token_ids(token_ids)
         given = {"token_mask": token_mask, "image_size": image_size}
-        known = _parameter_names(type(self)._ids_to_latents)
-        given = {name: value for name, value in given.items() if value is not None and name in known}
+        given = {name: value for name, value in given.items() if value is not None and name in self._ids_options}
         return self._ids_to_latents(token_ids.long(), **given)
 
     def _ids_to_latents(self, token_ids: Tensor) -> Tensor:

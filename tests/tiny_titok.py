@@ -58,7 +58,7 @@ def maskgit(**options):
 
 
 def build():
-    few_steps = {"num_inference_steps": 3}
+    few_steps = {"generate_kwargs": {"num_inference_steps": 3}, "unguided": 0.0}
     return {
         "titok": titok(pixel_head="vqgan", scrambled_latents=True),
         "titok-vq": titok(pixel_head="patch", use_l2_norm=False),
@@ -68,6 +68,6 @@ def build():
         "one_d_piece": one_d_piece(pixel_head="vqgan", scrambled_latents=True),
         "one_d_piece-patch": one_d_piece(pixel_head="patch", per_image_drop=True),
         "maskgit_vqgan": maskgit_vqgan(),
-        "maskgit-bert": Tiny(maskgit(architecture="bert"), generate_kwargs=few_steps),
-        "maskgit-uvit": Tiny(maskgit(architecture="uvit"), generate_kwargs=few_steps),
+        "maskgit-bert": Tiny(maskgit(architecture="bert"), **few_steps),
+        "maskgit-uvit": Tiny(maskgit(architecture="uvit"), **few_steps),
     }
