@@ -174,9 +174,9 @@ class Case:
         if isinstance(self.model, PreTrainedImagePrior):
             names = inspect.signature(type(self.model).forward).parameters
             defaults = {"token_ids": self.random_ids, "class_labels": self.labels}
-            for name, make in defaults.items():
-                if name in names and name not in given:
-                    given[name] = make(batch)
+            if not self.model.config.num_classes:
+                del defaults["class_labels"]
+            given.update({name: make(batch) for name, make in defaults.items() if name in names and name not in given})
         return given
 
     def public_calls(self, model: nn.Module) -> dict[str, Callable[[], Any]]:

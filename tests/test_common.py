@@ -136,8 +136,10 @@ def test_auto_classes(case, tmp_path):
 
 def test_batch_is_one_by_one(case):
     skip_if_named(case, "batch_is_one_by_one")
+    together = {name: value for name, value in case.outputs.items() if value.ndim}  # means over a batch are not rows
     for index in range(2):
-        assert_same(case.run_image(index), rows(case.outputs, index, 2), case.tiny.tolerance, f"image {index}")
+        alone = {name: value for name, value in case.run_image(index).items() if value.ndim}
+        assert_same(alone, rows(together, index, 2), case.tiny.tolerance, f"image {index}")
 
 
 def test_eager_is_sdpa(case):
