@@ -102,6 +102,23 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="see the model cards (class tag: MIT)",
     ),
     Family(
+        name="flextok",
+        title="FlexTok",
+        paper="2502.13967",
+        tokens="1-256 ids, 1-D, any prefix; flow decoder",
+        models=(
+            ModelEntry("vistok_flextok", "FlexTokModel", "FlexTokConfig", "flextok"),
+            ModelEntry(None, "FlexTokTransformer", None, "flextok", "flextok_transformer", None, "flow"),
+            ModelEntry(None, "FlexTokEncoder", None, "flextok", "flextok_encoder", None, "part"),
+        ),
+        adapter="flextok",
+        code_license="Apple/EPFL sample code licence (non-commercial)",
+        weights_license="Apple ML Research Model License (research only)",
+        restricted=True,
+        parity=1,
+        published=7,
+    ),
+    Family(
         name="llamagen",
         title="LlamaGen",
         paper="2406.06525",
@@ -119,6 +136,17 @@ FAMILIES: tuple[Family, ...] = (
         adapter="llamagen",
         code_license="MIT",
         weights_license="MIT",
+    ),
+    Family(
+        name="karl",
+        title="KARL",
+        paper="2507.07995",
+        tokens="as many of 256 ids or vectors as an error needs, 1-D",
+        models=(ModelEntry("vistok_karl", "KarlModel", "KarlConfig", "karl"),),
+        adapter="karl",
+        code_license="none stated",
+        weights_license="none stated",
+        restricted=True,
     ),
 )
 

@@ -45,12 +45,14 @@ class Plan:
         drops: pattern (full match, on the original name) -> reason. Nothing else may be left over.
         surgery: changes the renamed tensors as a whole (splits, joins, transpositions, tables). It has to work on
             the meta device too.
+        views: name of a pipeline's component -> attribute of the main module that serves as it, sharing weights.
     """
 
     parts: dict[str, Part]
     renames: Sequence[tuple[str, str]] = ()
     drops: Mapping[str, str] = field(default_factory=dict)
     surgery: Callable[[State], State] | None = None
+    views: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

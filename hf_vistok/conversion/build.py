@@ -40,7 +40,9 @@ def from_original_parts(
         _check_keys(module, states[name], f"{system}/{component}/{name}")
     on_meta = any(tensor.is_meta for state in states.values() for tensor in state.values())
     build = _assign if on_meta else _materialise
-    return {name: build(plan.parts[name], skeletons[name], states[name], model_kwargs) for name in plan.parts}
+    parts = {name: build(plan.parts[name], skeletons[name], states[name], model_kwargs) for name in plan.parts}
+    main = next(iter(parts.values()))
+    return parts | {name: getattr(main, attribute) for name, attribute in plan.views.items()}
 
 
 def from_original(

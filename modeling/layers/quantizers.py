@@ -126,3 +126,6 @@ class FiniteScalarQuantizer(nn.Module):
         half = torch.tensor(self.levels, device=latents.device) // 2
         rounded = (bounded + (bounded.round() - bounded).detach()) / half
         return QuantizerOutput(rounded, self.latents_to_indices(rounded.detach()), {})
+
+
+FSQ = FiniteScalarQuantizer  # the name in papers
