@@ -148,6 +148,17 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="none stated",
         restricted=True,
     ),
+    Family(
+        name="flextok_ar",
+        title="FlexAR, GridAR",
+        paper="2502.13967",
+        tokens="256 FlexTok ids, any prefix",
+        models=(_prior("vistok_flextok_ar", "FlexARPrior", "FlexARConfig", "flextok_ar"),),
+        adapter="flextok_ar",
+        code_license="Apache-2.0 (flextok_ar), Apple sample code licence (ml-l3m)",
+        weights_license="not stated; see the model cards",
+        restricted=True,
+    ),
 )
 
 # Public names that belong to no family: name -> module.
@@ -166,6 +177,8 @@ PLAIN_NAMES: dict[str, str] = {
     "ImagePriorOutput": "hf_vistok.modeling.outputs",
     "TokenSegment": "hf_vistok.modeling.outputs",
     "MaskGitScheduler": "hf_vistok.pipelines.schedulers.scheduling_maskgit",
+    "AutoregressivePipeline": "hf_vistok.pipelines.pipeline_autoregressive",
+    "PreTrainedARPrior": "hf_vistok.modeling.ar_prior_utils",
     "MaskGitPipeline": "hf_vistok.pipelines.pipeline_maskgit",
     "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
     "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",

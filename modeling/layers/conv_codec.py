@@ -59,9 +59,10 @@ class MaskGitEncoder(nn.Module):
         in_channels: of the image.
         hidden_channels: width that `channel_mult` multiplies.
         channel_mult: one factor per level, fine to coarse; every level but the last halves the picture.
-        num_res_blocks: per level and in the middle.
+        num_res_blocks: per level, and in the middle unless `num_mid_blocks` is given.
         z_channels: width of the output.
         dropout: in the residual blocks.
+        num_mid_blocks: residual blocks in the middle.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class MaskGitEncoder(nn.Module):
         num_res_blocks: int,
         z_channels: int,
         dropout: float = 0.0,
+        num_mid_blocks: int | None = None,
     ) -> None:
         super().__init__()
         options = {"bias": False, "dropout": dropout, "shortcut_of_branch": True}
@@ -83,7 +85,8 @@ class MaskGitEncoder(nn.Module):
                 level.append(ResidualBlock(width, hidden_channels * mult, **options))
                 width = hidden_channels * mult
             self.down.append(level)
-        self.mid = nn.ModuleList(ResidualBlock(width, width, **options) for _ in range(num_res_blocks))
+        mid = num_mid_blocks or num_res_blocks
+        self.mid = nn.ModuleList(ResidualBlock(width, width, **options) for _ in range(mid))
         self.norm_out = nn.GroupNorm(32, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, z_channels, 1)
 
@@ -111,12 +114,14 @@ class MaskGitDecoder(nn.Module):
         num_res_blocks: int,
         z_channels: int,
         dropout: float = 0.0,
+        num_mid_blocks: int | None = None,
     ) -> None:
         super().__init__()
         options = {"bias": False, "dropout": dropout, "shortcut_of_branch": True}
         width = hidden_channels * channel_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = nn.ModuleList(ResidualBlock(width, width, **options) for _ in range(num_res_blocks))
+        mid = num_mid_blocks or num_res_blocks
+        self.mid = nn.ModuleList(ResidualBlock(width, width, **options) for _ in range(mid))
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()  # both coarse to fine
         for i, mult in reversed(list(enumerate(channel_mult))):
             level = nn.ModuleList()

@@ -103,6 +103,7 @@ class TamingEncoder(nn.Module):
         num_res_blocks: per level.
         z_channels: width of the output; None leaves `norm_out` and `conv_out` away (families with heads of their own).
         attention: whether the coarsest level and the middle have attention (GigaTok: not).
+        mid_attention: of the middle, where it differs.
         groups: of the GroupNorms.
         dropout: in residual blocks.
         out_kernel: kernel size of `conv_out`.
@@ -117,6 +118,7 @@ class TamingEncoder(nn.Module):
         z_channels: int | None,
         *,
         attention: bool = True,
+        mid_attention: bool | None = None,
         groups: int = 32,
         dropout: float = 0.0,
         out_kernel: int = 3,
@@ -132,7 +134,7 @@ class TamingEncoder(nn.Module):
             width = out
             if i < last:
                 self.downsample.append(nn.Conv2d(width, width, 3, stride=2))
-        self.mid = TamingMiddle(width, attention=attention, **options)
+        self.mid = TamingMiddle(width, attention=attention if mid_attention is None else mid_attention, **options)
         self.norm_out = self.conv_out = None
         if z_channels is not None:
             self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
@@ -165,6 +167,7 @@ class TamingDecoder(nn.Module):
         z_channels: int,
         *,
         attention: bool = True,
+        mid_attention: bool | None = None,
         groups: int = 32,
         dropout: float = 0.0,
     ) -> None:
@@ -172,7 +175,7 @@ class TamingDecoder(nn.Module):
         options = {"groups": groups, "dropout": dropout}
         width = hidden_channels * channel_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = TamingMiddle(width, attention=attention, **options)
+        self.mid = TamingMiddle(width, attention=attention if mid_attention is None else mid_attention, **options)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for i, mult in enumerate(reversed(channel_mult)):
             out = hidden_channels * mult
