@@ -110,6 +110,7 @@ FAMILIES: tuple[Family, ...] = (
             ModelEntry("vistok_flextok", "FlexTokModel", "FlexTokConfig", "flextok"),
             ModelEntry(None, "FlexTokTransformer", None, "flextok", "flextok_transformer", None, "flow"),
             ModelEntry(None, "FlexTokEncoder", None, "flextok", "flextok_encoder", None, "part"),
+            ModelEntry("vistok_text_table", "TextTableModel", "TextTableConfig", "text_table", None, None, "part"),
         ),
         adapter="flextok",
         code_license="Apple/EPFL sample code licence (non-commercial)",
@@ -159,6 +160,17 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="not stated; see the model cards",
         restricted=True,
     ),
+    Family(
+        name="ta_titok",
+        title="TA-TiTok",
+        paper="2501.07730",
+        tokens="32-128 ids or 16-d vectors, 1-D; the decoder reads the caption",
+        models=(ModelEntry("vistok_ta_titok", "TaTiTokModel", "TaTiTokConfig", "ta_titok"),),
+        adapter="ta_titok",
+        weights_license="Apache-2.0 (cards); the README says research purposes only",
+        parity=2,
+        published=6,
+    ),
 )
 
 # Public names that belong to no family: name -> module.
@@ -180,6 +192,9 @@ PLAIN_NAMES: dict[str, str] = {
     "AutoregressivePipeline": "hf_vistok.pipelines.pipeline_autoregressive",
     "PreTrainedARPrior": "hf_vistok.modeling.ar_prior_utils",
     "MaskGitPipeline": "hf_vistok.pipelines.pipeline_maskgit",
+    "FlexTokPipeline": "hf_vistok.pipelines.pipeline_flextok",
+    "build_text_tokenizer": "hf_vistok.modeling.text_table.tokenization_text_table",
+    "vocabulary_of": "hf_vistok.modeling.text_table.tokenization_text_table",
     "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
     "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",
 }

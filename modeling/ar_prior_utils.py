@@ -129,9 +129,9 @@ class PreTrainedARPrior(PreTrainedImagePrior):
             joined[name] = torch.cat([value, other.to(value.dtype)])
         return joined
 
-    def drop_conditions(self, condition: Condition, probability: float) -> Condition:
+    def drop_conditions(self, condition: Condition, probability: float, null: Condition | None = None) -> Condition:
         """For training with guidance: each row gets the null condition with this probability."""
-        null, batch = self.null_condition(condition), self.batch_size(condition)
+        null, batch = self.null_condition(condition) if null is None else null, self.batch_size(condition)
         drop = torch.rand(batch, device=self.device) < probability
 
         def mix(name: str, value: Tensor) -> Tensor:

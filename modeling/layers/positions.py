@@ -1,0 +1,39 @@
+"""Fixed tables of absolute positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .rotary import grid_coordinates, rotary_frequencies
+
+
+def sincos_table(
+    grid: Sequence[int],
+    dim: int,
+    theta: float = 10000.0,
+    *,
+    first_axis_first: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """
+    Sine-cosine positions of a grid, as in MAE: each axis has an equal share of the channels, sines then cosines.
+
+    Args:
+        grid: sides, `(length,)` or `(rows, columns)`.
+        dim: width, a multiple of twice the number of axes.
+        theta: base of the frequencies.
+        first_axis_first: whether rows have the first channels; MAE gives them to columns.
+        device: of the result.
+
+    Returns:
+        float32 `(points, dim)`, in raster order.
+    """
+    share = dim // len(grid)
+    if dim % (2 * len(grid)):
+        raise ValueError(f"A width of {dim} cannot be shared by {len(grid)} axes of sines and cosines.")
+    frequencies = rotary_frequencies(share, theta, device)
+    axes = grid_coordinates(grid, device).unbind(-1)
+    axes = axes if first_axis_first else axes[::-1]
+    angles = [axis.float()[:, None] * frequencies for axis in axes]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], -1)
