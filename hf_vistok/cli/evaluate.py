@@ -48,7 +48,7 @@ def load_tokenizer(checkpoint: str):
         from hf_vistok.training.export import load_trained
 
         return load_trained(folder)[0]
-    from hf_vistok.auto import AutoImageTokenizer
+    from hf_vistok.auto_classes import AutoImageTokenizer
 
     return AutoImageTokenizer.from_pretrained(checkpoint).eval()
 

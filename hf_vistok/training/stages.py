@@ -48,7 +48,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
         RecipeError: for an unknown type or configuration key, with the nearest valid one.
     """
     if recipe.init_from is not None:
-        from ..auto import AutoImageTokenizer
+        from ..auto_classes import AutoImageTokenizer
 
         return AutoImageTokenizer.from_pretrained(recipe.init_from, dtype=torch.float32)
     config = build_config(recipe)
