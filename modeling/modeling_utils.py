@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_utils import ImageTokenizerConfig
+from .layers.flat_ids import flat_vocab_size, flatten_ids, unflatten_ids
 from .outputs import (
     ImageTokenizerDecoderOutput,
     ImageTokenizerEncoderOutput,
@@ -395,6 +396,38 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
             )
         if codebooks[0] != self.num_codebooks:
             raise ValueError(f"{type(self).__name__}: expected {self.num_codebooks} codebooks, got {codebooks[0]}.")
+
+    # ------------------------------------------------------------------ one sequence for a language model
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different ids of `flatten_ids`: each codebook has a range of its own."""
+        return flat_vocab_size(self)
+
+    def flatten_ids(self, token_ids: Tensor) -> Tensor:
+        """
+        One sequence of ids for a language model.
+
+        Args:
+            token_ids: `(B, N)`, or `(B, N, C)`.
+
+        Returns:
+            int64 `(B, N)`, or `(B, N * C)` with the C ids of a position side by side; ids of different codebooks lie
+            in different ranges, all in [0, vocab_size).
+        """
+        self._check_token_ids(token_ids)
+        return flatten_ids(self, token_ids.long())
+
+    def unflatten_ids(self, flat_ids: Tensor) -> Tensor:
+        """
+        The inverse of `flatten_ids`.
+
+        Raises:
+            ValueError: for a length that is no whole number of positions, or an id out of its codebook's range.
+        """
+        token_ids = unflatten_ids(self, flat_ids.long())
+        self._check_token_ids(token_ids)
+        return token_ids
 
     # ------------------------------------------------------------------ sugar and training
 

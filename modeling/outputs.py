@@ -101,11 +101,20 @@ class ImagePriorOutput(ModelOutput):
 
 @dataclass
 class TokenSegment:
-    """One map of a flat token sequence: its name, its grid (rows, columns; three axes for volumes), its codebook."""
+    """
+    One map of a flat token sequence.
+
+    Args:
+        name: of the map.
+        grid: rows and columns; one number for a sequence without a grid, three axes for volumes.
+        codebook_size: number of different ids.
+        codebook: maps with the same name here share their ids (scales of one codebook); others have ids of their own.
+    """
 
     name: str
     grid: tuple[int, ...]
     codebook_size: int
+    codebook: str = "codebook"
 
     @property
     def length(self) -> int:
