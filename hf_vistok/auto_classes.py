@@ -170,17 +170,17 @@ class AutoImageTokenizerProcessor(_Auto):
         return processor.from_pretrained(source, **hub, **options)
 
 
-def _tokenizer_subfolder(source: str, hub: dict[str, Any]) -> str | None:
-    """The folder of the tokenizer inside a pipeline's folder, None where it is no pipeline or has none."""
-    path = fetch(source, "model_index.json", **hub)
-    return "image_tokenizer" if path and "image_tokenizer" in read_json(path) else None
-
-
 def _from_pipeline_folder(source: str, kwargs: dict[str, Any]) -> Any:
+    """The tokenizer inside a pipeline's folder: a component, or assembled by the pipeline's class; None elsewhere."""
     hub, _ = split_hub_arguments(kwargs)
-    if os.path.isfile(source):
+    path = None if os.path.isfile(source) else fetch(source, "model_index.json", **hub)
+    if path is None:
         return None
-    subfolder = _tokenizer_subfolder(source, hub)
-    if subfolder is None:
-        return None
-    return AutoImageTokenizer.from_pretrained(source, **{**kwargs, "subfolder": subfolder})
+    index = read_json(path)
+    if "image_tokenizer" in index:
+        return AutoImageTokenizer.from_pretrained(source, **{**kwargs, "subfolder": "image_tokenizer"})
+    from .registration import pipeline_class, prepare_pipelines
+
+    prepare_pipelines()
+    assemble = getattr(pipeline_class(index.get("_class_name")), "load_image_tokenizer", None)
+    return None if assemble is None else assemble(source, index, **kwargs)

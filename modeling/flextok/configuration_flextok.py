@@ -26,8 +26,9 @@ class FlexTokConfig(ImageTokenizerConfig):
         token_corruption (`float`): share of tokens replaced by random ones in training.
         timestep_sampling (`str`), mode_scale (`float`): how training times are drawn, see `layers.flow.training_times`.
         min_loss_timestep (`float`): where the decoder predicts the data, errors at times below this one weigh less.
-        alignment_dim (`int`): width of a teacher's features for the alignment loss (REPA, arXiv 2410.06940), 0 for
-            none. Published checkpoints lack this head.
+        alignment_dim (`int`), alignment_hidden_dim (`int`): widths of a teacher's features and of the MLP of the
+            alignment loss (REPA, arXiv 2410.06940); 0 features for no such loss. Published
+            checkpoints lack this head.
         loss_weights (`dict`, *optional*): weights of the terms that `forward` returns; those not named weigh 1.
     """
 
@@ -46,6 +47,7 @@ class FlexTokConfig(ImageTokenizerConfig):
     mode_scale: float = 0.25
     min_loss_timestep: float = 0.15
     alignment_dim: int = 0
+    alignment_hidden_dim: int = 2048
     loss_weights: dict[str, Any] | None = None
 
     def validate_options(self) -> None:

@@ -44,13 +44,13 @@ class FlexTokModel(PreTrainedImageTokenizer):
         self.vae = build_vae(config.vae_config)
         self.alignment_head = None
         if config.alignment_dim:
-            width = self.transformer.config.hidden_size
+            width, hidden = self.transformer.config.hidden_size, config.alignment_hidden_dim
             self.alignment_head = nn.Sequential(
-                nn.Linear(width, 2048),
+                nn.Linear(width, hidden),
                 nn.SiLU(),
-                nn.Linear(2048, 2048),
+                nn.Linear(hidden, hidden),
                 nn.SiLU(),
-                nn.Linear(2048, config.alignment_dim),
+                nn.Linear(hidden, config.alignment_dim),
             )
         for part in (self.encoder, self.transformer):
             for module in part.modules() if part is not None else ():
@@ -90,9 +90,9 @@ class FlexTokModel(PreTrainedImageTokenizer):
         return model.eval()
 
     def train(self, mode: bool = True) -> "FlexTokModel":
-        """As usual, but for the VAE: it is frozen and stays in eval mode."""
+        """As usual, but for the VAE: it stays in eval mode, and frozen (loading forgets that)."""
         super().train(mode)
-        self.vae.eval()
+        self.vae.eval().requires_grad_(False)
         return self
 
     # ------------------------------------------------------------------ properties
