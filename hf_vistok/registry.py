@@ -139,6 +139,24 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="MIT",
     ),
     Family(
+        name="gigatok",
+        title="GigaTok",
+        paper="2504.08736",
+        tokens="256 ids, 1-D or on a grid",
+        models=(
+            ModelEntry(
+                "vistok_gigatok",
+                "GigaTokModel",
+                "GigaTokConfig",
+                "gigatok",
+                processor="image_processing_adm:AdmCropProcessor",
+            ),
+        ),
+        adapter="gigatok",
+        code_license="MIT",
+        weights_license="MIT (not stated separately)",
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",

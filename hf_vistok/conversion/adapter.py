@@ -46,6 +46,8 @@ class Plan:
         surgery: changes the renamed tensors as a whole (splits, joins, transpositions, tables). It has to work on
             the meta device too.
         views: name of a pipeline's component -> attribute of the main module that serves as it, sharing weights.
+        foreign: prefix of original names -> what replaces it ("text_encoder/"). The rest of such a name is that of
+            another library's module: `renames` do not touch it.
     """
 
     parts: dict[str, Part]
@@ -53,6 +55,7 @@ class Plan:
     drops: Mapping[str, str] = field(default_factory=dict)
     surgery: Callable[[State], State] | None = None
     views: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,9 @@ def convert_state_dict(plan: Plan, state_dict: Mapping[str, Tensor], label: str 
     for name, tensor in state_dict.items():
         if any(pattern.fullmatch(name) for pattern in drops):
             continue
-        target = name
-        for pattern, replacement in renames:
+        prefix = next((prefix for prefix in plan.foreign if name.startswith(prefix)), None)
+        target = name if prefix is None else plan.foreign[prefix] + name[len(prefix) :]
+        for pattern, replacement in renames if prefix is None else ():
             target = pattern.sub(replacement, target)
         if target in state:
             raise ConversionError(f"{label}: two tensors become {target!r}, the second is {name!r}.")

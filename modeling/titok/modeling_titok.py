@@ -94,20 +94,26 @@ class TiTokDecoder(nn.Module):
         for parameter in self.parameters(recurse=False):
             init.normal_(parameter, std=self.initializer_range)
 
-    def _mask(self, token_mask: Tensor | None) -> Tensor | None:
+    def _mask(self, token_mask: Tensor | None, extra: int) -> Tensor | None:
         if token_mask is None:
             return None
         seen = token_mask.new_ones(token_mask.shape[0], self.grid**2 + 1)
-        return torch.cat([seen, token_mask], 1)[:, None, None, :]  # (B, 1, 1, 1 + G + N)
+        parts = [seen, token_mask, token_mask.new_ones(token_mask.shape[0], extra)]
+        return torch.cat(parts, 1)[:, None, None, :]  # (B, 1, 1, 1 + G + N + T)
 
-    def forward(self, latents: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """`(B, k, D)` with any k up to N to `(B, C, h, w)`; masked tokens leave attention."""
+    def forward(self, latents: Tensor, token_mask: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+        """
+        `(B, k, D)` with any k up to N to `(B, C, h, w)`; masked tokens leave attention.
+
+        `extra` `(B, T, width)` are further tokens behind the latents, which all look at (TA-TiTok's text).
+        """
         batch, count = latents.shape[:2]
         cls = self.class_embedding.expand(batch, 1, -1)
         masks = self.mask_token.expand(batch, self.grid**2, -1)
         image = torch.cat([cls, masks], 1) + self.position_embedding
         tokens = self.embed(latents) + self.latent_position_embedding[:count]
-        x, mask = self.norm_pre(torch.cat([image, tokens], 1)), self._mask(token_mask)
+        extra = tokens[:, :0] if extra is None else extra
+        x, mask = self.norm_pre(torch.cat([image, tokens, extra], 1)), self._mask(token_mask, extra.shape[1])
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm_post(x[:, 1 : 1 + self.grid**2])
@@ -124,12 +130,13 @@ class TiTokModel(PreTrainedImageTokenizer):
 
     config: TiTokConfig
     mask_mode = "attention"
+    decoder_class = TiTokDecoder
     _no_split_modules = ["TransformerBlock", "ResidualBlock"]
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__(config)
         self.encoder = TiTokEncoder(config)
-        self.decoder = TiTokDecoder(config)
+        self.decoder = self.decoder_class(config)
         if config.quantizer == "vq":
             self.quantize = VectorQuantizer(
                 config.codebook_size,
@@ -197,12 +204,15 @@ class TiTokModel(PreTrainedImageTokenizer):
     def _decode(self, latents: Tensor, token_mask: Tensor | None = None) -> ImageTokenizerDecoderOutput:
         grid = self.decode_to_logits(latents, token_mask)
         if self.config.pixel_head == "patch":
-            pixels = unpatchify(grid, self.config.decoder_patch_size, self.config.num_channels)
-            return ImageTokenizerDecoderOutput(sample=self.conv_out(pixels))
+            return ImageTokenizerDecoderOutput(sample=self.to_pixels(grid))
         if self.config.pixel_head == "vqgan":
             codes = self.expected_codes(grid)
             return ImageTokenizerDecoderOutput(sample=self.pixel_decoder(codes))
         return ImageTokenizerDecoderOutput(sample=grid)
+
+    def to_pixels(self, grid: Tensor) -> Tensor:
+        """The decoder's patches `(B, p * p * C, h, w)` as pixels `(B, C, H, W)` of one-stage checkpoints."""
+        return self.conv_out(unpatchify(grid, self.config.decoder_patch_size, self.config.num_channels))
 
     def expected_codes(self, logits: Tensor) -> Tensor:
         """The teacher's codes averaged over the softmax of `logits` (B, K, h, w): `(B, proxy_channels, h, w)`."""
@@ -222,15 +232,17 @@ class TiTokModel(PreTrainedImageTokenizer):
         Args:
             pixel_values: `(B, 3, H, W)` in [0, 1].
             proxy_token_ids: the teacher's ids `(B, h * w)`, the targets of stage-1 checkpoints.
-            kwargs: of `encode`, for example `num_tokens` with a budget per image.
+            kwargs: what `decode_conditioning` names, and options of `encode`, for example `num_tokens` with a budget
+                per image.
 
         Returns:
             losses `reconstruction_loss` (L2), or `proxy_loss` (cross-entropy) for stage 1; and `commitment_loss` and
             `codebook_loss`, or `kl_loss`. Perceptual and adversarial terms are the trainer's: they need other networks.
         """
+        conditions = {name: kwargs.pop(name) for name in self.decode_conditioning if name in kwargs}
         encoded = self.encode(pixel_values, sample_posterior=not self.is_discrete, **kwargs)
         mask = encoded.token_mask if encoded.token_mask is not None else self._training_mask(encoded.latents)
-        sample = self.decode(encoded.latents, mask).sample
+        sample = self.decode(encoded.latents, mask, **conditions).sample
         if self.config.pixel_head == "proxy":
             if proxy_token_ids is None:
                 raise ValueError("Stage-1 training needs proxy_token_ids, the teacher's ids of the images.")

@@ -1,0 +1,42 @@
+"""What families take from a CLIP text tower, and how they pad its ids."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class ClipText:
+    """
+    States of a CLIP text tower for a batch of captions.
+
+    Args:
+        last: of the last layer after the final norm, `(B, T, D)`.
+        penultimate: of the layer before it, without a norm, `(B, T, D)`.
+        pooled: the projected state at the end token, `(B, P)`; None of towers without projection.
+    """
+
+    last: Tensor
+    penultimate: Tensor
+    pooled: Tensor | None
+
+
+def clip_text_states(text_encoder: nn.Module, input_ids: Tensor) -> ClipText:
+    """
+    Runs a `CLIPTextModel` or `CLIPTextModelWithProjection` without a mask over padding, as open_clip does.
+
+    Args:
+        text_encoder: of transformers.
+        input_ids: int64 `(B, T)`, padded with 0; see [`pad_with_zeros`].
+    """
+    output = text_encoder(input_ids=input_ids, output_hidden_states=True)
+    pooled = getattr(output, "text_embeds", None)
+    return ClipText(output.last_hidden_state, output.hidden_states[-2], pooled)
+
+
+def pad_with_zeros(input_ids: Tensor, end_token_id: int) -> Tensor:
+    """Ids with 0 behind the first end token: CLIP's tokenizer in transformers pads with the end token itself."""
+    ended = (input_ids == end_token_id).long().cumsum(1)
+    before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
+    return input_ids.masked_fill(before > 0, 0)
