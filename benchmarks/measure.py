@@ -1,0 +1,86 @@
+"""Interleaved timings, peak memory and the machine's own matmul rate, measured in one run."""
+
+import ctypes
+import gc
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
+    """
+    Seconds of each call, taken in turns, so that a slow phase of a shared machine meets all of them.
+
+    The order is reversed every second round: what runs after the largest one finds other caches. The clock "cpu" counts
+    the process's own time, for machines on which others work too.
+    """
+    now = CLOCKS[clock]
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for repeat in range(repeats):
+        names = list(functions) if repeat % 2 == 0 else list(functions)[::-1]
+        for name in names:
+            start = now()
+            functions[name]()
+            times[name].append(now() - start)
+    return times
+
+
+def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
+    """How much longer `slow` takes than `fast`: the median over rounds, each measured side by side."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def resident() -> int:
+    """Bytes of anonymous memory that the process holds (RssAnon; mapped files do not count)."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def release() -> None:
+    """Gives freed memory back to the system, so that the next measurement starts low."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Bytes by which RssAnon grows at its highest point during a call, sampled every 2 ms."""
+    release()
+    before, peak, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident())
+            done.wait(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = function()
+    peak = max(peak, resident())
+    done.set()
+    watcher.join()
+    del result
+    return peak - before
+
+
+def matmul_call(rows: int, width: int = 1024, hidden: int = 4096) -> tuple[Callable[[], Any], float]:
+    """A float32 product of the shape of a transformer's MLP, and its floating point operations."""
+    a, b, out = torch.randn(rows, width), torch.randn(width, hidden), torch.empty(rows, hidden)
+    return lambda: torch.mm(a, b, out=out), 2.0 * rows * width * hidden
+
+
+def flops(function: Callable[[], Any]) -> float:
+    """Floating point operations of a call (products, convolutions and attention)."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        function()
+    return float(counter.get_total_flops())
