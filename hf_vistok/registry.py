@@ -157,6 +157,22 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="MIT (not stated separately)",
     ),
     Family(
+        name="fqgan",
+        title="FQGAN",
+        paper="2411.16681",
+        tokens="256 positions (1024 at ds8) of 2-3 ids, 2-D",
+        models=(
+            ModelEntry(
+                "vistok_fqgan", "FQGANModel", "FQGANConfig", "fqgan", processor="image_processing_adm:AdmCropProcessor"
+            ),
+        ),
+        adapter="fqgan",
+        code_license="CC-BY-NC-4.0",
+        weights_license="CC-BY-NC-4.0",
+        restricted=True,
+        missing="the FAR generators (no weights are published)",
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",
