@@ -54,6 +54,13 @@ class PreTrainedARPrior(PreTrainedImagePrior):
         "min_p": 0.0,
     }
 
+    # what pipelines ask: whether the condition is a text, how many features it has at most, on which side it is padded,
+    # and whether guidance needs the features of the empty string (no null text is stored)
+    is_text_conditional: bool = False
+    text_length: int | None = None
+    text_padding_side: str = "right"
+    needs_negative_text: bool = False
+
     # ------------------------------------------------------------------ what a family implements
 
     def condition(self, **conditions: Tensor) -> Condition:

@@ -91,8 +91,8 @@ class FlexARPrior(PreTrainedARPrior):
     """
     Writes FlexTok ids, coarse to fine (or, as GridAR, in raster order), from a class or a text.
 
-    The null class (-1) adds nothing to the start token. The null text are the features of the empty string, which this model
-    does not hold: guidance needs `negative_encoder_hidden_states`; pipelines compute them.
+    The null class (-1) adds nothing to the start token. The null text are the features of the empty
+    string, which this model does not hold: guidance needs `negative_encoder_hidden_states`; pipelines compute them.
     """
 
     config: FlexARConfig
@@ -134,6 +134,11 @@ class FlexARPrior(PreTrainedARPrior):
     def text_length(self) -> int | None:
         """Number of text features that prompts are padded or cut to; None without text."""
         return self.config.text_length if self.is_text_conditional else None
+
+    @property
+    def needs_negative_text(self) -> bool:
+        """The features of the empty string are not stored."""
+        return self.is_text_conditional
 
     def init_own_weights(self) -> None:
         """Fresh values of the start token and the positions."""
