@@ -47,13 +47,13 @@ GRADIENT_FREE = {
 
 
 def flextok_config(encoder=None, transformer=None, **fields):
+    # of two pictures training might drop both, and the encoder would then learn nothing
     return FlexTokConfig(
         image_size=16,
         encoder_config={**ENCODER, **(encoder or {})},
         transformer_config={**TRANSFORMER, **(transformer or {})},
         vae_config=VAE,
-        condition_dropout=0.0,  # of two pictures both might be dropped, and the encoder then learns nothing
-        **fields,
+        **{"condition_dropout": 0.0, **fields},
     )
 
 

@@ -25,7 +25,7 @@ ROLES = {
     "LearnedNullCond": "null_condition",
     "TimestepEmbedder": "time",
 }
-WITHOUT_WEIGHTS = ("PerSampleOp", "SequenceUnpacker", "sum_tensors", "DictOp", "MultiInputOp")
+WITHOUT_WEIGHTS = ("SequenceUnpacker",)
 POSITION_KINDS = {"sincos": "sincos", "learnable_sum": "learned"}
 BLOCK_RENAMES = [
     (r"\.mlp\.fc(\d)\.", r".mlp.w\1."),
@@ -51,8 +51,8 @@ def modules_of(part: dict[str, Any], side: str) -> dict[str, tuple[str, dict[str
     for name, node in part.items():
         role = ROLES.get(target(node))
         if role is None:
-            if any(key.endswith(target(node)) for key in WITHOUT_WEIGHTS) or "sum_tensors" in str(node):
-                continue
+            if target(node) in WITHOUT_WEIGHTS or ".dict_ops." in str(node.get("_target_")):
+                continue  # the order of axes, and sums: the model knows them
             raise ConversionError(f"{side} module {name!r} is a {node.get('_target_')!r}, which is not known.")
         if role == "positions":
             on_patches = node.get("write_key", patch_key) == patch_key and len(node["max_sizes"]) == 2
@@ -166,7 +166,7 @@ def training_fields(config: dict[str, Any], decoder: dict[str, Any]) -> dict[str
     nested = decoder.get("nested_dropout", (None, {}))[1]
     null = decoder.get("null_condition", (None, {}))[1]
     return {
-        "nested_sampling": nested.get("size_sampling_mode", "uniform_pow2"),
+        "nested_sampling": "uniform_pow2" if "pow" in nested.get("size_sampling_mode", "pow2") else "uniform",
         "condition_dropout": float(null.get("dropout_prob", 0.0)),
         "quantizer_dropout": float(fsq.get("drop_quant_p") or 0.0),
         "token_corruption": float(fsq.get("corrupt_tokens_p") or 0.0),
