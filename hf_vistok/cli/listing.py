@@ -157,7 +157,7 @@ def family_lines(family: Any) -> list[str]:
         f"licences: code {family.code_license}; weights {family.weights_license} (the originals; ours: Apache-2.0)",
         f"parity:   {family.parity} reference variant(s); published checkpoints that load: {family.published}",
     ]
-    lines += [f"{entry.kind + ':':<10}{entry.model}" for entry in family.models]
+    lines += [f"{entry.kind + ':':<11}{entry.model}" for entry in family.models]
     if family.missing:
         lines.append(f"missing:  {family.missing}")
     for preset, content in _presets(family).items():
