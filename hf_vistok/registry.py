@@ -165,12 +165,13 @@ FAMILIES: tuple[Family, ...] = (
             ModelEntry(
                 "vistok_fqgan", "FQGANModel", "FQGANConfig", "fqgan", processor="image_processing_adm:AdmCropProcessor"
             ),
+            _prior("vistok_far", "FARPrior", "FARPriorConfig", "fqgan", stem="far"),
         ),
         adapter="fqgan",
         code_license="CC-BY-NC-4.0",
         weights_license="CC-BY-NC-4.0",
         restricted=True,
-        missing="the FAR generators (no weights are published)",
+        missing="published weights of the FAR priors (there are none)",
     ),
     Family(
         name="karl",
@@ -204,6 +205,20 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="Apache-2.0 (cards); the README says research purposes only",
         parity=2,
         published=6,
+    ),
+    Family(
+        name="maskgen",
+        title="MaskGen",
+        paper="2501.07730",
+        tokens="128 TA-TiTok ids, or 32 16-d vectors, from a text",
+        models=(
+            _prior("vistok_maskgen", "MaskGenPrior", "MaskGenConfig", "maskgen"),
+            _prior("vistok_maskgen_kl", "MaskGenKLPrior", "MaskGenKLConfig", "maskgen", stem="maskgen_kl"),
+        ),
+        adapter="maskgen",
+        weights_license="Apache-2.0 (cards); the README says research purposes only",
+        parity=2,
+        published=4,
     ),
 )
 

@@ -2,7 +2,9 @@
 
 import torch
 
+from hf_vistok.modeling.fqgan.configuration_far import FARPriorConfig
 from hf_vistok.modeling.fqgan.configuration_fqgan import FQGANConfig
+from hf_vistok.modeling.fqgan.modeling_far import FARPrior
 from hf_vistok.modeling.fqgan.modeling_fqgan import FQGANModel
 
 from .tiny import Tiny
@@ -26,8 +28,17 @@ def features(count: int):
     return make
 
 
+def far() -> FARPrior:
+    config = FARPriorConfig(
+        codebook_size=32, num_codebooks=3, num_image_tokens=9, num_classes=5, hidden_size=32, num_hidden_layers=2,
+        num_head_layers=1, num_attention_heads=4, multiple_of=16,
+    )  # fmt: skip
+    return FARPrior(config).eval()
+
+
 def build() -> dict[str, Tiny]:
     return {
+        "far": Tiny(far),
         "fqgan-dual": Tiny(lambda: fqgan(2), forward_kwargs=features(2)),
         "fqgan-triple": Tiny(lambda: fqgan(3), forward_kwargs=features(3)),
     }

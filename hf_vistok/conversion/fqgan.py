@@ -1,8 +1,9 @@
-"""Original checkpoints of FQGAN's tokenizers."""
+"""Original checkpoints of FQGAN: tokenizers, and the FAR priors."""
 
 from typing import Any
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset
+from .llamagen import PRIOR_RENAMES, prior_config_fields, prior_settings
 
 # the names of the codebooks in the order of our ids, and of their feature predictors
 CODEBOOKS = {"dual": ("vis", "sem"), "triple": ("vis", "sem_mid", "sem_high")}
@@ -76,17 +77,44 @@ def tokenizer_renames(kind: str) -> list[tuple[str, str]]:
     return [*renames, *BLOCKS, *TAMING_RENAMES]
 
 
+FAR_RENAMES = [
+    (r"^tok_embeddings_(\d+)\.", lambda match: f"token_embedding.tables.{int(match[1]) - 1}."),
+    (r"^aggregation_layer\.", "token_embedding.proj."),
+    (r"^output_(\d+)\.", lambda match: f"lm_head.projections.{int(match[1]) - 1}."),
+    (r"^ar_head\.", "lm_head.layers."),
+    *PRIOR_RENAMES,
+]
+
+
+def prior_plan(config: dict[str, Any]) -> Plan:
+    """The plan of a FAR prior: LlamaGen's options, and those of the inner head."""
+    from ..modeling.fqgan.configuration_far import FARPriorConfig
+    from ..modeling.fqgan.modeling_far import FARPrior
+
+    ours = FARPriorConfig(
+        **prior_config_fields(config),
+        num_codebooks=len(CODEBOOKS[config["kind"]]),
+        num_head_layers=config["ar_n_layer"],
+    )
+    drops = {r"freqs_cis": "a table of rotary positions that some files stored; computed here"}
+    return Plan({"prior": Part(FARPrior, ours, prior_settings("class"))}, FAR_RENAMES, drops)
+
+
 class FQGANAdapter(Adapter):
     """FQGAN with two or three codebooks."""
 
     system = "fqgan"
 
     def recognise(self, config: dict[str, Any]) -> str | None:
-        """A VQ configuration with `kind` and the disentanglement's options."""
-        return "tokenizer" if config.get("kind") in CODEBOOKS and "encoder_ch_mult" in config else None
+        """A VQ configuration with `kind`, or FAR's with the number of inner blocks."""
+        if config.get("kind") not in CODEBOOKS:
+            return None
+        return "tokenizer" if "encoder_ch_mult" in config else "ar_prior" if "ar_n_layer" in config else None
 
     def plan(self, component: str, config: dict[str, Any]) -> Plan:
         """See the functions above."""
+        if component == "ar_prior":
+            return prior_plan(config)
         if component != "tokenizer":
             return super().plan(component, config)
         if config["kind"] not in CODEBOOKS:

@@ -57,7 +57,7 @@ class LlamaGenPrior(PreTrainedARPrior):
             self.class_embedding = nn.Embedding(config.num_classes + 1, config.hidden_size)
         else:
             self.caption_embedding = CaptionEmbedding(config)
-        self.token_embedding = nn.Embedding(config.codebook_size, config.hidden_size)
+        self.token_embedding = self.make_token_embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(
             LlamaBlock(
@@ -75,8 +75,16 @@ class LlamaGenPrior(PreTrainedARPrior):
             for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+        self.lm_head = self.make_lm_head()
         self.post_init()
+
+    def make_token_embedding(self) -> nn.Module:
+        """The layer that ids go through; families with several ids at a position have one of their own."""
+        return nn.Embedding(self.config.codebook_size, self.config.hidden_size)
+
+    def make_lm_head(self) -> nn.Module:
+        """The layer from hidden states to logits; see [`make_token_embedding`]."""
+        return nn.Linear(self.config.hidden_size, self.config.codebook_size, bias=False)
 
     @property
     def is_text_conditional(self) -> bool:
@@ -154,6 +162,10 @@ class LlamaGenPrior(PreTrainedARPrior):
 
     def trunk(self, x: Tensor, condition: Condition, cache: Cache | None = None) -> Tensor:
         """Embeddings `(B, n, D)` of the next positions to hidden states of the same shape, after the last norm."""
+        return self.norm(self.run_layers(x, condition, cache))
+
+    def run_layers(self, x: Tensor, condition: Condition, cache: Cache | None = None) -> Tensor:
+        """As [`trunk`], before the last norm."""
         config, head_dim = self.config, self.config.hidden_size // self.config.num_attention_heads
         key_mask = condition.get("encoder_attention_mask")
         window = Window.causal(x.shape[1], cache, x.device, key_mask=key_mask)
@@ -168,7 +180,7 @@ class LlamaGenPrior(PreTrainedARPrior):
         x = self.token_dropout(x)
         for layer in self.layers:
             x = layer(x, window.mask, rotary, cache)
-        return self.norm(x)
+        return x
 
     def prefill(self, condition: Condition, token_ids: Tensor | None, cache: Cache | None) -> Tensor:
         """See the base class."""

@@ -36,4 +36,20 @@ def terms(losses: dict) -> torch.Tensor:
     return torch.stack([losses["codebook_loss"], losses["commitment_loss"], losses.get("entropy_loss", zero)])
 
 
-HOOKS = {"tokenizer": Hook(tokenizer)}
+def ar_prior(case: Case) -> dict:
+    model, labels = case.model, case.inputs["class_labels"]
+    books = range(model.num_codebooks)
+    ids = torch.stack([case.inputs[f"ids_{i + 1}"] for i in books], -1)
+    null = labels == model.config.num_classes
+    output, dropped = model(ids, labels.masked_fill(null, 0)), model(ids, labels.masked_fill(null, 0), null=True)
+    logits = torch.where(null.view(-1, 1, 1, 1), dropped.logits, output.logits)
+    losses = [torch.nn.functional.cross_entropy(logits[:, :, i].flatten(0, 1), ids[..., i].flatten()) for i in books]
+    results = {f"logits_{i + 1}": logits[:, :, i] for i in books}
+    results["loss"] = (sum(losses) / len(losses)).view(1)
+    for name, scale in (("greedy_nocfg", 1.0), ("greedy_cfg", 3.0)):
+        written = model.generate(labels[:-1], cfg_scale=scale, temperature=0.0).token_ids
+        results[name] = written.permute(2, 0, 1)
+    return results
+
+
+HOOKS = {"tokenizer": Hook(tokenizer), "ar_prior": Hook(ar_prior)}
