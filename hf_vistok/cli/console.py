@@ -122,13 +122,12 @@ def batches(items: list[T], size: int) -> Iterator[list[T]]:
 
 def quiet_libraries() -> None:
     """Fewer messages of the libraries: ours are meant to be read."""
-    import logging
-
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    for logging in (transformers_logging, diffusers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def table(rows: list[list[Any]], header: list[str], title: str | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import check_new, new_folder, note, quiet_libraries
-from .loading import ConfigFile, Dtype, Filename, Overwrite, Preset, Revision, chosen, pick_dtype
+from .loading import ConfigFile, Dtype, Filename, Overwrite, Preset, Revision, chosen, package_folder, pick_dtype
 
 MARKS = ("config.json", "model_index.json")
 
@@ -91,9 +91,7 @@ def write_card(folder: Path, family: str) -> None:
 
 def card_text(family: str) -> str | None:
     """The whole card of a family, None where there is none."""
-    from importlib.resources import files
-
-    path = files("hf_vistok.model_cards") / f"{family}.md"
+    path = package_folder("model_cards") / f"{family}.md"
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 

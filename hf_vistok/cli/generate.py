@@ -1,6 +1,7 @@
 """`hf-vistok generate`."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,7 @@ def draw(
     if count > 1 or "num_images_per_prompt" in takes:
         given["num_images_per_prompt"] = count
     generator = torch.Generator().manual_seed(seed)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     pictures = pipe(**given, generator=generator).images
     captions = [text for text in (prompts or [f"class {label}" for label in labels]) for _ in range(count)]
     return list(pictures), captions

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from .console import table
-from .loading import ConfigFile, Filename, Preset, Revision, chosen
+from .loading import ConfigFile, Filename, Preset, Revision, chosen, package_folder
 
 START, END = "<!-- families: hf-vistok list --update README.md -->", "<!-- end of families -->"
-CARDS = "hf_vistok.model_cards"
 
 
 def list_families(
@@ -182,9 +181,7 @@ def read_card(family: str) -> str:
     Raises:
         ValueError: where there is none.
     """
-    from importlib.resources import files
-
-    path = files(CARDS) / f"{family}.md"
+    path = package_folder("model_cards") / f"{family}.md"
     if not path.is_file():
         raise ValueError(f"There is no model card {family}.md in the package.")
     text = path.read_text(encoding="utf-8")

@@ -57,9 +57,15 @@ def load_tokenizer(source: str, device: str | None, dtype: str | None, options: 
 
     quiet_libraries()
     device, types = pick_device(device), pick_dtype(dtype)
-    processor = AutoImageTokenizerProcessor.from_pretrained(source, **options)
     model = AutoImageTokenizer.from_pretrained(source, **types, **options)
+    processor = AutoImageTokenizerProcessor.from_pretrained(source, **options)
     return model.to(device).eval(), processor
+
+
+def package_folder(name: str) -> Path:
+    """A folder of data that ships with the package: inside it once installed, beside it in a working copy."""
+    package = Path(__file__).parents[1]
+    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def find_inputs(paths: list[Path]) -> list[Path]:

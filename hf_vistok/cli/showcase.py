@@ -50,9 +50,9 @@ def showcase(
 
 def example_pictures() -> Path:
     """The folder of the pictures that ship with the package."""
-    from importlib.resources import files
+    from .loading import package_folder
 
-    return Path(str(files("hf_vistok.pictures")))
+    return package_folder("pictures")
 
 
 def _show_tokenizer(name: str, paths: list[Path], output: Path, seed: int) -> list[str]:
@@ -87,7 +87,6 @@ def _show_pipeline(name: str, paths: list[Path], output: Path, seed: int) -> lis
 
     stem = name.split("/")[-1]
     pipe = hf_vistok.VisTokPipeline.from_pretrained(name)
-    pipe.set_progress_bar_config(disable=True)
     prompts, labels = conditions(pipe)
     pictures, captions = draw(pipe, prompts, labels, 1, seed, {})
     _save(output / f"{stem}_generated.png", caption_sheet(pictures, captions))
