@@ -1,0 +1,37 @@
+"""How the stored outputs of GigaTok's tokenizers and priors are obtained."""
+
+from hf_vistok.modeling.layers.conv_codec import unflatten_grid
+
+from ..harness import Case, Hook
+
+
+def original_layout(case: Case, sequence):
+    """Ours (B, N, D) in the original's layout: (B, D, 1, N), or the grid."""
+    if case.model.config.layout == "1d":
+        return unflatten_grid(sequence, 1, sequence.shape[1])
+    return unflatten_grid(sequence, case.model.config.grid_size, case.model.config.grid_size)
+
+
+def tokenizer(case: Case) -> dict:
+    model, image = case.model, case.inputs["image"]
+    encoded = model.encode(image)
+    features = model.encoder(image)
+
+    def place(latents):
+        return latents if model.latent_layout == "grid" else original_layout(case, latents)
+
+    return {
+        "cnn_feature": features,
+        "vit_out": original_layout(case, model.token_encoder(features)),
+        "pre_quant": place(encoded.pre_quant),
+        "quantized": place(encoded.latents),
+        "token_ids": encoded.token_ids,
+        "codebook_lookup": place(model.ids_to_latents(encoded.token_ids)),
+        "decoder_spatial_feature": model.decode_features(encoded.latents),
+        "decoded": model.decode(encoded.latents).sample,
+        "decoded_from_ids": model.decode_tokens(encoded.token_ids).sample,
+        "distill_feature": lambda: model.alignment_features(encoded.latents),
+    }
+
+
+HOOKS = {"tokenizer": Hook(tokenizer)}
