@@ -38,6 +38,7 @@ VIT_RENAMES = [
     (r"^decoder\.conv_out\.", "conv_out."),
     (r"^pixel_quantize\.embedding\.", "pixel_codebook."),
 ]
+TRAINING_BUFFERS = {r"quantize\.embed_prob": "running code usage, read in training alone (clustering_vq)"}
 BERT_RENAMES = [(r"^model\.lm_head\.", "lm_head."), (r"^model\.(embeddings|encoder)\.", r"model.bert.\1.")]
 UVIT_RENAMES = [
     (r"^(in_blocks|out_blocks|mid_block|norm|embeddings)\.", r"model.\1."),
@@ -106,7 +107,7 @@ def titok_plan(model: type, model_config: Any, drops: dict[str, str] | None = No
     return Plan(
         parts={"image_tokenizer": Part(model, model_config)},
         renames=[*VIT_RENAMES, *heads, *VQGAN_RENAMES, *up_renames("pixel_decoder", levels)],
-        drops=drops or {},
+        drops={**TRAINING_BUFFERS, **(drops or {})},
         surgery=_flatten_1x1,
     )
 
