@@ -174,6 +174,25 @@ FAMILIES: tuple[Family, ...] = (
         missing="published weights of the FAR priors (there are none)",
     ),
     Family(
+        name="retok",
+        title="ReToK",
+        paper="2601.01535",
+        tokens="1-256 ids, 1-D, any prefix",
+        models=(
+            ModelEntry(
+                "vistok_retok",
+                "ReTokModel",
+                "ReTokConfig",
+                "retok",
+                processor="image_processing_adm:AdmCropProcessor",
+            ),
+        ),
+        adapter="retok",
+        code_license="none stated",
+        weights_license="none stated",
+        restricted=True,
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",

@@ -96,9 +96,13 @@ class MaskGitSampler:
         if step == self.num_inference_steps - 1:
             return candidates
         scores = scores.masked_fill(~is_open, float("inf"))
-        confidence = scores + temperature * gumbel(draws[1])
+        confidence = self.confidence(scores, temperature, draws[1])
         count = math.floor(token_ids.shape[1] * math.acos(ratio) / (math.pi / 2))
         return candidates.masked_fill(self._least_sure(confidence, is_open, count), mask_token_id)
+
+    def confidence(self, scores: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+        """How sure each position is: the logit of its candidate, with Gumbel noise of `uniform` draws."""
+        return scores + temperature * gumbel(uniform)
 
     @staticmethod
     def _least_sure(confidence: Tensor, is_open: Tensor, count: int) -> Tensor:
@@ -113,3 +117,23 @@ class MaskGitSampler:
 def cosine_masking_ratio(uniform: Tensor) -> Tensor:
     """Share of tokens to mask in training, `acos(u) / (pi / 2)`."""
     return torch.acos(uniform) / (math.pi / 2)
+
+
+def open_ids(
+    shape: tuple[int, int], mask_token_id: int, prior_token_ids: Tensor | None, device: torch.device
+) -> Tensor:
+    """
+    Ids to start from: all open, or those that are given.
+
+    Raises:
+        ValueError: for given ids of a wrong shape or range.
+    """
+    if prior_token_ids is None:
+        return torch.full(shape, mask_token_id, device=device)
+    low, high = int(prior_token_ids.min()), int(prior_token_ids.max())
+    if tuple(prior_token_ids.shape) != shape or low < 0 or high > mask_token_id:
+        raise ValueError(
+            f"prior_token_ids must have shape {shape} and values in [0, {mask_token_id}] "
+            f"({mask_token_id} = open), got {tuple(prior_token_ids.shape)}, values from {low} to {high}."
+        )
+    return prior_token_ids.to(device)

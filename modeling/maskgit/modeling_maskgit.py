@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ..layers.attention import TransformerBlock
 from ..layers.losses import masked_token_loss
-from ..layers.masked_generation import MaskGitSampler, cosine_masking_ratio
+from ..layers.masked_generation import MaskGitSampler, cosine_masking_ratio, open_ids
 from ..layers.sampling import Generators
 from ..outputs import ImagePriorOutput
 from ..prior_utils import PreTrainedImagePrior
@@ -207,7 +207,8 @@ class MaskGitPrior(PreTrainedImagePrior):
                 choice_temperature=choice_temperature,
                 anneal_logits=anneal_logits,
             )
-        ids, mask_id = self._start(labels, prior_token_ids), self.mask_token_id
+        mask_id = self.mask_token_id
+        ids = open_ids((len(labels), self.num_tokens), mask_id, prior_token_ids, labels.device)
         both = torch.cat([labels, torch.full_like(labels, self.config.num_classes)])
         for step in range(sampler.num_inference_steps):
 
@@ -221,15 +222,3 @@ class MaskGitPrior(PreTrainedImagePrior):
                 changed = callback(step, ids)
                 ids = ids if changed is None else changed
         return ImagePriorOutput(token_ids=ids)
-
-    def _start(self, labels: Tensor, prior_token_ids: Tensor | None) -> Tensor:
-        shape = (len(labels), self.config.num_image_tokens)
-        if prior_token_ids is None:
-            return torch.full(shape, self.mask_token_id, device=labels.device)
-        low, high = int(prior_token_ids.min()), int(prior_token_ids.max())
-        if tuple(prior_token_ids.shape) != shape or low < 0 or high > self.mask_token_id:
-            raise ValueError(
-                f"prior_token_ids must have shape {shape} and values in [0, {self.mask_token_id}] "
-                f"({self.mask_token_id} = open), got {tuple(prior_token_ids.shape)}, values from {low} to {high}."
-            )
-        return prior_token_ids.to(labels.device)
