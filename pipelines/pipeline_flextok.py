@@ -1,6 +1,5 @@
 """Pictures of a text or a class: a prior writes FlexTok ids, coarse to fine, and a flow draws any prefix of them."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,21 @@ from ..modeling.flextok.modeling_flextok_encoder import FlexTokEncoder
 from ..modeling.flextok.modeling_flextok_transformer import FlexTokTransformer
 from ..modeling.image_processing_utils import ImageTokenizerProcessor
 from ..modeling.layers.flow import GuidanceScale, check_flow_scheduler, check_steps
-from ..modeling.layers.guidance import check_scale
 from ..modeling.layers.sampling import draw_normal
 from ..modeling.layers.vae import vae_decode, vae_factor
 from ..modeling.prior_utils import PreTrainedImagePrior
 from .pipeline_utils import LOADERS, GeneratorArgument, ImageTokenPipeline, check_codebooks
-from .prompting import check_prompts, encode_texts, repeat_rows
+from .prompting import Conditions, PromptMixin, Ranking
 
-RankBy = str | Callable[[list[Any], list[str] | None], list[float]]
+CONDITIONS = (
+    "class_labels",
+    "negative_prompt",
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "pooled_prompt_embeds",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
 
 
 @dataclass
@@ -41,17 +47,7 @@ class FlexTokPipelineOutput(ImagePipelineOutput):
     log_probs: Tensor | None = None
 
 
-@dataclass
-class _Conditions:
-    """What prior and decoder are told: arguments of the prior, the decoder's texts, the number of pictures."""
-
-    prior: dict[str, Any]
-    text: dict[str, Tensor]
-    negative_text: dict[str, Tensor]
-    batch: int
-
-
-class FlexTokPipeline(ImageTokenPipeline):
+class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
     """
     Text-to-image or class-conditional generation with FlexTok.
 
@@ -173,82 +169,6 @@ class FlexTokPipeline(ImageTokenPipeline):
             model.set_attn_implementation(implementation)
         return model
 
-    # ------------------------------------------------------------------ conditions
-
-    def encode_prompt(
-        self, prompt: str | list[str], num_images_per_prompt: int = 1, *, allow_empty: bool = False
-    ) -> dict[str, Tensor]:
-        """
-        Features of prompts: `encoder_hidden_states`, `encoder_attention_mask`, and `pooled_projections` if there are.
-
-        Args:
-            prompt: one text or several.
-            num_images_per_prompt: rows per text.
-            allow_empty: whether "" is a text; it stands for "no text".
-        """
-        prompts = check_prompts(prompt, allow_empty=allow_empty)
-        if self.text_encoder is None:
-            raise ValueError("This pipeline has no text_encoder: it draws classes (class_labels=).")
-        limit = getattr(self.prior, "text_length", None)
-        own = self.tokenizer.model_max_length
-        features = encode_texts(
-            self.tokenizer,
-            self.text_encoder,
-            prompts,
-            own if limit is None else min(limit, own),
-            self._execution_device,
-        )
-        return repeat_rows(features, num_images_per_prompt)
-
-    def _conditions(
-        self,
-        prompt: str | list[str] | None,
-        class_labels: int | list[int] | Tensor | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: Tensor | None,
-        prompt_attention_mask: Tensor | None,
-        pooled_prompt_embeds: Tensor | None,
-        count: int,
-    ) -> _Conditions | None:
-        """None where there is nothing to write about."""
-        given = [value is not None for value in (prompt, class_labels, prompt_embeds)]
-        if sum(given) > 1:
-            raise ValueError("Give one of prompt, class_labels and prompt_embeds.")
-        if not any(given):
-            return None
-        if class_labels is not None:
-            labels = self.prior.check_class_labels(class_labels).repeat_interleave(count)
-            return _Conditions({"class_labels": labels}, {}, {}, len(labels))
-        if prompt is not None:
-            text = self.encode_prompt(prompt, count)
-        else:
-            named = {
-                "encoder_hidden_states": prompt_embeds,
-                "encoder_attention_mask": prompt_attention_mask,
-                "pooled_projections": pooled_prompt_embeds,
-            }
-            text = repeat_rows({name: value for name, value in named.items() if value is not None}, count)
-        batch = len(text["encoder_hidden_states"])
-        negative = self._negative(negative_prompt, batch, count)
-        prior = {**text, **{f"negative_{name}": value for name, value in negative.items()}}
-        known = inspect.signature(getattr(self.prior, "condition", self.prior.generate)).parameters
-        prior = {name: value for name, value in prior.items() if name.removeprefix("negative_") in known}
-        # the decoder has a learned vector for "no text"; only a real negative prompt replaces it
-        sees_text = self.transformer.has_text
-        shown = text if sees_text else {}
-        return _Conditions(prior, shown, negative if sees_text and negative_prompt else {}, batch)
-
-    def _negative(self, negative_prompt: str | list[str] | None, batch: int, count: int) -> dict[str, Tensor]:
-        """Features of what to stay away from: a prompt, or the empty string. Nothing without a text encoder."""
-        if self.text_encoder is None:
-            return {}
-        prompts = check_prompts("" if negative_prompt is None else negative_prompt, "negative_prompt", True)
-        if len(prompts) == 1:
-            prompts = prompts * (batch // count)
-        if len(prompts) * count != batch:
-            raise ValueError(f"Got {len(prompts)} negative prompts for {batch // count} prompts: give one, or as many.")
-        return self.encode_prompt(prompts, count, allow_empty=True)
-
     # ------------------------------------------------------------------ checks
 
     def _check_num_tokens(self, num_tokens: int | None, most: int) -> int:
@@ -273,31 +193,11 @@ class FlexTokPipeline(ImageTokenPipeline):
             )
         return token_ids.long().to(self._execution_device)
 
-    def _check_prior_options(self, options: dict[str, Any]) -> None:
-        known = set(inspect.signature(self.prior.generate).parameters) - {"options", "kwargs", "self"}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise ValueError(f"{type(self.prior).__name__}.generate does not take {', '.join(unknown)}.")
-
-    def _check_common(
-        self, output_type: str, num_inference_steps: int | None, prior_guidance_scale: Any, best_of: Any, count: Any
-    ) -> None:
-        self.check_output_type(output_type)
-        if num_inference_steps is not None:
-            check_steps(num_inference_steps)
-        if not callable(prior_guidance_scale):
-            check_scale("prior_guidance_scale", prior_guidance_scale)
-        for name, value in (("num_images_per_prompt", count), ("best_of", 1 if best_of is None else best_of)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
-        if best_of is not None and best_of < count:
-            raise ValueError(f"best_of={best_of} candidates cannot give num_images_per_prompt={count} pictures.")
-
     # ------------------------------------------------------------------ the two halves
 
     def _write(
         self,
-        conditions: _Conditions,
+        conditions: Conditions,
         prefix: Tensor | None,
         num_tokens: int,
         prior_guidance_scale: Any,
@@ -326,41 +226,35 @@ class FlexTokPipeline(ImageTokenPipeline):
         self,
         prompt: str | list[str] | None = None,
         *,
-        class_labels: int | list[int] | Tensor | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
         num_images_per_prompt: int = 1,
         prior_token_ids: Tensor | None = None,
         num_tokens: int | None = None,
         prior_guidance_scale: Any = None,
         generator: GeneratorArgument = None,
-        **prior_options: Any,
+        **options: Any,
     ) -> Tensor:
         """
-        The first half of a call: ids `(B, num_tokens)`; arguments as in `__call__`.
+        The first half of a call: ids `(B, num_tokens)`.
 
-        Raises:
-            ValueError: as `__call__`.
+        Arguments and errors are those of `__call__`; `options` may hold its `class_labels`, `negative_prompt`,
+        features in place of prompts, and options of the prior.
         """
-        self._check_common("pil", None, prior_guidance_scale, None, num_images_per_prompt)
-        self._check_prior_options(prior_options)
-        conditions = self._conditions(
-            prompt,
-            class_labels,
-            negative_prompt,
-            prompt_embeds,
-            prompt_attention_mask,
-            pooled_prompt_embeds,
-            num_images_per_prompt,
-        )
+        conditions, options = self._split(options, Ranking(None, num_images_per_prompt), prompt=prompt)
+        self.check_prior_options(prior_guidance_scale, options)
         if conditions is None:
             raise ValueError("Give prompt, class_labels or prompt_embeds.")
         self.check_generators(generator, conditions.batch)
         prefix = None if prior_token_ids is None else self._check_token_ids(prior_token_ids)
         count = self._check_num_tokens(num_tokens, self.prior.num_tokens)
-        return self._write(conditions, prefix, count, prior_guidance_scale, generator, prior_options)[0]
+        return self._write(conditions, prefix, count, prior_guidance_scale, generator, options)[0]
+
+    def _split(
+        self, options: dict[str, Any], ranking: Ranking, **conditions: Any
+    ) -> tuple[Conditions | None, dict[str, Any]]:
+        """What to draw, and the options that are left: those of the prior."""
+        named = {name: options[name] for name in CONDITIONS if name in options}
+        left = {name: value for name, value in options.items() if name not in CONDITIONS}
+        return self.make_conditions(ranking.candidates, **named, **conditions), left
 
     def prepare_noise(self, batch: int, generator: GeneratorArgument = None) -> Tensor:
         """Standard normal noise `(B, C, h, w)` to start from."""
@@ -376,8 +270,7 @@ class FlexTokPipeline(ImageTokenPipeline):
         guidance_scale: GuidanceScale | None = None,
         guidance: str | None = None,
         num_inference_steps: int | None = None,
-        text: dict[str, Tensor] | None = None,
-        negative_text: dict[str, Tensor] | None = None,
+        conditions: Conditions | None = None,
         on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """
@@ -387,17 +280,18 @@ class FlexTokPipeline(ImageTokenPipeline):
             token_ids: int64 `(B, k)`.
             noise: see `prepare_noise`.
             guidance_scale, guidance, num_inference_steps: as in `__call__`.
-            text, negative_text: features by name, for decoders that see a text.
+            conditions: of `make_conditions`, for decoders that see a text.
             on_step: called with (step, timestep, latents).
         """
+        sees_text = conditions is not None and self.transformer.has_text
         return self.transformer.sample_latents(
             noise,
             self.transformer.ids_to_latents(token_ids),
             num_inference_steps=num_inference_steps,
             guidance=self.transformer.make_guidance(guidance_scale, guidance),
             scheduler=self.scheduler,
-            text=text,
-            negative_text=negative_text,
+            text=conditions.text if sees_text else None,
+            negative_text=conditions.negative_text if sees_text else None,
             on_step=on_step,
         )
 
@@ -406,19 +300,23 @@ class FlexTokPipeline(ImageTokenPipeline):
             return latents
         return self.image_processor.postprocess(vae_decode(self.vae, latents).float(), output_type)
 
-    def _on_step(self, bar: Any, callback: Callable | None, names: list[str] | None) -> Callable:
-        names = names or self._callback_tensor_inputs
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+    def _draw_and_report(
+        self, ids: Tensor, noise: Tensor, callback: Callable | None, names: list[str] | None, **draw: Any
+    ) -> Tensor:
+        """`draw_tokens` with a progress bar and the caller's callback."""
+        unknown = [name for name in names or [] if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown}; there are {self._callback_tensor_inputs}.")
+        steps = draw["num_inference_steps"] or self.transformer.config.num_inference_steps
+        with self.progress_bar(total=steps) as bar:
 
-        def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
-            bar.update()
-            if callback is None:
-                return None
-            return (callback(self, step, timestep, {"latents": latents}) or {}).get("latents")
+            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+                bar.update()
+                if callback is None:
+                    return None
+                return (callback(self, step, timestep, {"latents": latents}) or {}).get("latents")
 
-        return on_step
+            return self.draw_tokens(ids, noise, on_step=on_step, **draw)
 
     # ------------------------------------------------------------------ the call
 
@@ -428,13 +326,9 @@ class FlexTokPipeline(ImageTokenPipeline):
         prompt: str | list[str] | None = None,
         *,
         class_labels: int | list[int] | Tensor | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
         num_images_per_prompt: int = 1,
         best_of: int | None = None,
-        rank_by: RankBy = "log_probs",
+        rank_by: str | Callable[[list[Any], list[str] | None], list[float]] = "log_probs",
         prior_token_ids: Tensor | None = None,
         num_tokens: int | None = None,
         prior_guidance_scale: Any = None,
@@ -447,7 +341,7 @@ class FlexTokPipeline(ImageTokenPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-        **prior_options: Any,
+        **options: Any,
     ) -> FlexTokPipelineOutput | tuple[Any, Tensor]:
         """
         Draws pictures.
@@ -455,8 +349,6 @@ class FlexTokPipeline(ImageTokenPipeline):
         Args:
             prompt: one text or several.
             class_labels: one label or several, for priors on classes.
-            negative_prompt: what to stay away from; nothing where None.
-            prompt_embeds, prompt_attention_mask, pooled_prompt_embeds: features in place of a prompt.
             num_images_per_prompt: pictures per prompt.
             best_of: candidates per prompt, of which the `num_images_per_prompt` best are returned.
             rank_by: "log_probs" (of the prior, before anything is drawn), or a function of (pictures, their prompts)
@@ -475,67 +367,52 @@ class FlexTokPipeline(ImageTokenPipeline):
             callback_on_step_end: `f(pipeline, step, timestep, {"latents": ...})` after each step of the decoder; may
                 return other latents.
             callback_on_step_end_tensor_inputs: names of what the callback gets.
-            prior_options: of the prior's `generate`: temperature, top_k, top_p, min_p, cfg_interval, ...
+            options: `negative_prompt` (what to stay away from); features in place of prompts: `prompt_embeds`,
+                `prompt_attention_mask`, `pooled_prompt_embeds`, `negative_prompt_embeds`,
+                `negative_prompt_attention_mask`; and options of the prior's `generate`: `temperature`, `top_k`,
+                `top_p`, `min_p`, `cfg_interval`, ...
 
         Settings that are None are as published with the checkpoint.
 
         Raises:
             ValueError: for a bad prompt, wrong numbers, ids that do not fit, and options that the prior does not have.
         """
-        self._check_common(output_type, num_inference_steps, prior_guidance_scale, best_of, num_images_per_prompt)
-        if rank_by != "log_probs" and not callable(rank_by):
-            raise ValueError(f'rank_by must be "log_probs" or a function of (pictures, prompts), got {rank_by!r}.')
-        self._check_prior_options(prior_options)
-        flow_guidance = self.transformer.make_guidance(guidance_scale, guidance)
-        flow_guidance.scales([1.0])
-        candidates = num_images_per_prompt if best_of is None else best_of
-        conditions = self._conditions(
-            prompt,
-            class_labels,
-            negative_prompt,
-            prompt_embeds,
-            prompt_attention_mask,
-            pooled_prompt_embeds,
-            candidates,
-        )
+        ranking = Ranking(best_of, num_images_per_prompt, rank_by)
+        self._check_drawing(output_type, num_inference_steps, guidance_scale, guidance)
+        conditions, options = self._split(options, ranking, prompt=prompt, class_labels=class_labels)
+        self.check_prior_options(prior_guidance_scale, options)
         given = None if prior_token_ids is None else self._check_token_ids(prior_token_ids)
         if conditions is None and given is None:
             raise ValueError("Give prompt, class_labels or prompt_embeds, or prior_token_ids to draw.")
         self.check_generators(generator, len(given) if conditions is None else conditions.batch)
-        ids, log_probs = self._ids(conditions, given, num_tokens, prior_guidance_scale, generator, prior_options)
-        kept = None
-        if best_of is not None and rank_by == "log_probs":
-            kept = self._best(log_probs, candidates, num_images_per_prompt)
-            ids, log_probs = ids[kept], log_probs[kept]
+        ids, log_probs = self._ids(conditions, given, num_tokens, prior_guidance_scale, generator, options)
+        if ranking.by_tokens:
+            kept = ranking.best(log_probs)
+            ids, log_probs, conditions = ids[kept], log_probs[kept], conditions.rows(kept)
             generator = [generator[i] for i in kept.tolist()] if isinstance(generator, list) else generator
         noise = self._check_noise(noise, len(ids), generator)
-        text, negative = self._texts(conditions, kept)
-        steps = self.transformer.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        with self.progress_bar(total=steps) as bar:
-            latents = self.draw_tokens(
-                ids,
-                noise,
-                guidance_scale=guidance_scale,
-                guidance=guidance,
-                num_inference_steps=steps,
-                text=text,
-                negative_text=negative,
-                on_step=self._on_step(bar, callback_on_step_end, callback_on_step_end_tensor_inputs),
-            )
+        draw = {"guidance_scale": guidance_scale, "guidance": guidance, "num_inference_steps": num_inference_steps}
+        watch = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = self._draw_and_report(ids, noise, *watch, conditions=conditions, **draw)
         images = self._pictures(latents, output_type)
-        if best_of is not None and callable(rank_by):
-            prompts = None if prompt is None else check_prompts(prompt)
-            names = None if prompts is None else [text for text in prompts for _ in range(candidates)]
-            scores = torch.as_tensor(rank_by(images, names), dtype=torch.float32, device=ids.device)
-            kept = self._best(scores, candidates, num_images_per_prompt)
-            images = [images[i] for i in kept.tolist()] if isinstance(images, list) else images[kept.cpu().numpy()]
+        if ranking.by_pictures:
+            kept = ranking.best_pictures(images, prompt)
+            images = [images[i] for i in kept.tolist()] if isinstance(images, list) else images[kept.numpy()]
             ids, log_probs = ids[kept], None if log_probs is None else log_probs[kept]
         self.maybe_free_model_hooks()
         return FlexTokPipelineOutput(images, ids, log_probs) if return_dict else (images, ids)
 
+    def _check_drawing(
+        self, output_type: str, num_inference_steps: int | None, guidance_scale: Any, guidance: str | None
+    ) -> None:
+        self.check_output_type(output_type)
+        if num_inference_steps is not None:
+            check_steps(num_inference_steps)
+        self.transformer.make_guidance(guidance_scale, guidance).scales([1.0])
+
     def _ids(
         self,
-        conditions: _Conditions | None,
+        conditions: Conditions | None,
         given: Tensor | None,
         num_tokens: int | None,
         prior_guidance_scale: Any,
@@ -556,36 +433,12 @@ class FlexTokPipeline(ImageTokenPipeline):
             raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}.")
         return noise.to(self._execution_device)
 
-    @staticmethod
-    def _texts(
-        conditions: _Conditions | None, kept: Tensor | None
-    ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
-        if conditions is None:
-            return None, None
-        texts = (conditions.text, conditions.negative_text)
-        if kept is None:
-            return texts
-        return tuple({name: value[kept] for name, value in text.items()} for text in texts)
-
-    @staticmethod
-    def _best(scores: Tensor | None, candidates: int, count: int) -> Tensor:
-        """Rows of the `count` best of each group of `candidates`, best first."""
-        if scores is None:
-            raise ValueError("Ranking by log_probs needs a prior that writes: with given ids rank by a function.")
-        if scores.numel() % candidates or scores.ndim != 1:
-            raise ValueError(f"rank_by must return one score per picture, got {tuple(scores.shape)}.")
-        best = scores.view(-1, candidates).topk(count, 1).indices  # (prompts, count)
-        first = torch.arange(len(best), device=scores.device)[:, None] * candidates
-        return (best + first).flatten()
-
     # ------------------------------------------------------------------ streaming
 
     def stream(
         self,
         prompt: str | list[str] | None = None,
         *,
-        class_labels: int | list[int] | Tensor | None = None,
-        negative_prompt: str | list[str] | None = None,
         num_tokens: int | None = None,
         sizes: list[int] | None = None,
         prior_guidance_scale: Any = None,
@@ -594,7 +447,7 @@ class FlexTokPipeline(ImageTokenPipeline):
         num_inference_steps: int | None = None,
         generator: GeneratorArgument = None,
         output_type: str = "pil",
-        **prior_options: Any,
+        **options: Any,
     ) -> Iterator[FlexTokPipelineOutput]:
         """
         Draws the picture again and again while the prior is still writing: from 1, 2, 4, 8, ... tokens.
@@ -610,22 +463,20 @@ class FlexTokPipeline(ImageTokenPipeline):
         Raises:
             ValueError: as `__call__`, at once and not at the first picture.
         """
-        self._check_common(output_type, num_inference_steps, prior_guidance_scale, None, 1)
-        self._check_prior_options(prior_options)
-        self.transformer.make_guidance(guidance_scale, guidance)
+        self._check_drawing(output_type, num_inference_steps, guidance_scale, guidance)
         if not self.transformer.config.nested_dropout:
             raise ValueError("This decoder needs all its tokens: there is nothing to see before the last one.")
-        most = self._check_num_tokens(num_tokens, self.prior.num_tokens)
-        sizes = self._check_sizes(sizes, most)
+        sizes = self._check_sizes(sizes, self._check_num_tokens(num_tokens, self.prior.num_tokens))
         with torch.no_grad():
-            conditions = self._conditions(prompt, class_labels, negative_prompt, None, None, None, 1)
+            conditions, options = self._split(options, Ranking(None, 1), prompt=prompt)
+        self.check_prior_options(prior_guidance_scale, options)
         if conditions is None:
-            raise ValueError("Give prompt or class_labels.")
+            raise ValueError("Give prompt, class_labels or prompt_embeds.")
         self.check_generators(generator, conditions.batch)
         # the noise is drawn by generators of its own, so that the ids are those of `generate_prior_tokens`
         noise = self.prepare_noise(conditions.batch, _forked(generator))
         draw = {"guidance_scale": guidance_scale, "guidance": guidance, "num_inference_steps": num_inference_steps}
-        write = {"prior_guidance_scale": prior_guidance_scale, "generator": generator, "options": prior_options}
+        write = {"prior_guidance_scale": prior_guidance_scale, "generator": generator, "options": options}
         return self._stream(conditions, sizes, noise, write, draw, output_type)
 
     @staticmethod
@@ -638,7 +489,7 @@ class FlexTokPipeline(ImageTokenPipeline):
 
     def _stream(
         self,
-        conditions: _Conditions,
+        conditions: Conditions,
         sizes: list[int],
         noise: Tensor,
         write: dict[str, Any],
@@ -646,13 +497,12 @@ class FlexTokPipeline(ImageTokenPipeline):
         output_type: str,
     ) -> Iterator[FlexTokPipelineOutput]:
         ids, log_probs = None, None
-        texts = {"text": conditions.text, "negative_text": conditions.negative_text}
         for size in sizes:
             with torch.no_grad():  # not around the yield: it must not leak into the caller
                 # the prior goes on from its ids: reading them again costs one forward, and offloading stays right
                 ids, new = self._write(conditions, ids, size, **write)
                 log_probs = new if log_probs is None or new is None else log_probs + new
-                images = self._pictures(self.draw_tokens(ids, noise, **draw, **texts), output_type)
+                images = self._pictures(self.draw_tokens(ids, noise, conditions=conditions, **draw), output_type)
             yield FlexTokPipelineOutput(images, ids, log_probs)
         self.maybe_free_model_hooks()
 

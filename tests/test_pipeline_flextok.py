@@ -143,6 +143,16 @@ def test_prompt_embeds(pipe):
         generator=seeded(),
     )
     assert torch.equal(given, pipe.generate_prior_tokens(TEXTS[:2], generator=seeded()))
+    bare = FlexTokPipeline(prior=pipe.prior, transformer=pipe.transformer, vae=pipe.vae)
+    negative = pipe.encode_prompt("", allow_empty=True)
+    again = bare.generate_prior_tokens(
+        prompt_embeds=features["encoder_hidden_states"],
+        prompt_attention_mask=features["encoder_attention_mask"],
+        negative_prompt_embeds=negative["encoder_hidden_states"],
+        negative_prompt_attention_mask=negative["encoder_attention_mask"],
+        generator=seeded(),
+    )
+    assert torch.equal(again, given)
 
 
 def test_stream_draws_while_the_prior_writes(pipe):
