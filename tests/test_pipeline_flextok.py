@@ -344,3 +344,32 @@ def test_text_table(tmp_path, kind):
     assert not again.static.weight.requires_grad
     with pytest.raises(ValueError, match="T from 1 to 12"):
         encoder.encode(torch.ones(1, 13, dtype=torch.long))
+
+
+def test_grid_variant():
+    from .tiny_flextok import GRID, flextok
+
+    torch.manual_seed(0)
+    tokenizer = shaken(flextok({"num_registers": 0}, GRID)())
+    grid_prior = prior(condition="class", num_classes=3, num_image_tokens=16, positions="sincos_2d", token_grid=(4, 4))
+    pipe = FlexTokPipeline.from_image_tokenizer(tokenizer, grid_prior)
+    pipe.set_progress_bar_config(disable=True)
+    noise = pipe.prepare_noise(1, seeded())
+    out = pipe(class_labels=1, noise=noise, output_type="pt")
+    sample = tokenizer.decode_tokens(out.prior_token_ids, noise=noise).sample
+    torch.testing.assert_close(out.images, (sample / 2 + 0.5).clamp(0, 1))
+    with pytest.raises(ValueError, match="no order"):
+        pipe(class_labels=1, num_tokens=4)
+    with pytest.raises(ValueError, match="nothing to see"):
+        pipe.stream(class_labels=1)
+
+
+def test_half_precision(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    half = FlexTokPipeline.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half.transformer.dtype == torch.bfloat16
+    assert half(TEXTS[0], num_tokens=2, num_inference_steps=2, output_type="pt").images.isfinite().all()
+    tokenizer = AutoImageTokenizer.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    ids = tokenizer.encode(torch.rand(1, 3, 16, 16)).token_ids
+    assert tokenizer.decode_tokens(ids, num_inference_steps=2).sample.isfinite().all()
