@@ -1,0 +1,1 @@
+"""ReToK: GigaTok with redundant tokens, so that any prefix is a picture."""
