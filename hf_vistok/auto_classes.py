@@ -38,7 +38,40 @@ class _Auto:
         if kwargs.pop("filename", None) is not None:
             raise ValueError(f"{source} is a checkpoint of hf_vistok: `filename` is for original ones; use `variant`.")
         kwargs.pop("preset", None), kwargs.pop("config", None)
-        return load_model_class(entry).from_pretrained(source, **kwargs)
+        return load_strictly(load_model_class(entry), source, kwargs)
+
+
+def load_strictly(model_class: Any, source: str, kwargs: dict[str, Any]) -> Any:
+    """
+    `from_pretrained` that does not fill gaps with fresh weights or drop tensors in silence, as transformers does.
+
+    Raises:
+        ValueError: where a tensor is missing, left over or of another shape, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+
+    loose, wanted = kwargs.get("ignore_mismatched_sizes", False), kwargs.pop("output_loading_info", False)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all problems are told at once
+    try:
+        model, info = model_class.from_pretrained(source, **{**kwargs, **told})
+    except SafetensorError as error:
+        weights = f"{source}, {kwargs['subfolder']}" if kwargs.get("subfolder") else source
+        raise ValueError(f"{weights}: model.safetensors is not a complete safetensors file: {error}") from error
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "left over": sorted(info["unexpected_keys"]),
+        "of another shape": [
+            f"{name} {list(stored)}, expected {list(ours)}" for name, stored, ours in sorted(info["mismatched_keys"])
+        ],
+    }
+    problems = [
+        f"{title} ({len(names)}): {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        for title, names in found.items()
+        if names
+    ]
+    if problems and not loose:
+        raise ValueError(f"{source} does not fit {model_class.__name__}. {'; '.join(problems)}.")
+    return (model, info) if wanted else model
 
 
 class AutoImageTokenizer(_Auto):

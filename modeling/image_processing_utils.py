@@ -87,7 +87,11 @@ class ImageTokenizerProcessor(PilBackend):
     def fetch_images(self, images: Any) -> Any:
         """Opens paths; unlike the base class it keeps the alpha of files, and refuses what is no picture."""
         if isinstance(images, (list, tuple)):
+            if len(images) == 0:
+                raise ValueError("Got an empty list of images.")
             return [self.fetch_images(image) for image in images]
+        if getattr(images, "ndim", None) == 2:  # a grey array (H, W)
+            return images[None]
         if isinstance(images, str) and not images.startswith(("http://", "https://", "data:")):
             return self._open(images)
         return super().fetch_images(images)

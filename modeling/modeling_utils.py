@@ -382,6 +382,7 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
         self._check_token_count(token_ids)
         if torch.compiler.is_compiling():
             return
+        token_ids = token_ids.long()  # torch does not compare unsigned integers
         bounds = self._id_bounds(token_ids)
         if bool(((token_ids < 0) | (token_ids >= bounds)).any()):
             low, high = int(token_ids.min()), int(token_ids.max())

@@ -76,14 +76,10 @@ def test_help_needs_neither_torch_nor_transformers():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
 
 
-def test_module_runs():
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_vistok.cli.main", "info", "nobody/nothing"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+def test_module_runs(tmp_path):
+    command = [sys.executable, "-m", "hf_vistok.cli.main", "tokenize", "model", str(tmp_path), "-o", "tokens.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("error: tokens.txt") and "Traceback" not in done.stderr
 
 
 def test_usage_errors(run):
