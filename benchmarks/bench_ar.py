@@ -1,0 +1,131 @@
+"""
+Autoregressive generation with a key-value cache and one batch for guidance, against the plain ways.
+
+    python benchmarks/bench_ar.py --model FlexAR-113M-T2I --tokens 256
+    python benchmarks/bench_ar.py --model c2i_B_256 --ways cached,doubled
+
+Ways, all in one run and on the same random weights:
+
+- `uncached`: the whole prefix is computed again for every token (FlexAR's authors);
+- `doubled`: a cache, but conditional and unconditional rows in two forwards;
+- `cached`: ours, `generate(...)`;
+- `static`: ours with a static cache; with `--compile` the decode step is compiled.
+
+Prints seconds, tokens per second and the ratio to `cached`, as JSON. Greedy ids of all ways are compared.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from hf_vistok.conversion.adapter import Preset, find_preset
+from hf_vistok.conversion.build import plan_of
+from hf_vistok.modeling.ar_prior_utils import PreTrainedARPrior
+from hf_vistok.modeling.layers.generation import make_cache
+
+
+def build(name: str, device: str, dtype: torch.dtype, layers: int | None) -> PreTrainedARPrior:
+    """A published prior's architecture at full size with random weights."""
+    adapter, preset = find_preset(name)
+    assert isinstance(preset, Preset) and preset.component == "ar_prior", f"{name} is no autoregressive prior"
+    part = plan_of(adapter, preset.component, preset.config).parts["prior"]
+    if layers:
+        part.config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = part.model(part.config)
+    return model.to(dtype).eval()
+
+
+def conditions(model: PreTrainedARPrior, batch: int) -> dict[str, Any]:
+    """Random conditions of a batch, and what guidance leads away from."""
+    if not model.is_text_conditional:
+        return {"class_labels": torch.arange(batch) % model.config.num_classes}
+    width = getattr(model.config, "text_dim", None) or model.config.caption_dim
+    given = {"encoder_hidden_states": torch.randn(batch, min(32, model.text_length), width, device=model.device)}
+    if model.needs_negative_text:
+        given["negative_encoder_hidden_states"] = torch.randn(1, 1, width, device=model.device)
+    return given
+
+
+@torch.no_grad()
+def two_passes(model: PreTrainedARPrior, given: dict[str, Any], num_tokens: int, scale: float) -> torch.Tensor:
+    """Greedy ids with one cache for each half of guidance."""
+    positive = {name: value for name, value in given.items() if not name.startswith("negative_")}
+    negative = {name.removeprefix("negative_"): value for name, value in given.items() if name not in positive}
+    halves = [model.condition(**positive)]
+    batch = model.batch_size(halves[0])
+    other = model.condition(**negative) if negative else model.null_condition(halves[0])
+    halves.append({name: value.expand(batch, *value.shape[1:]) for name, value in other.items()})
+    caches, ids, written = [make_cache(None, 0, 0) for _ in halves], None, []
+    for _ in range(num_tokens):
+        call = model.decode_step if written else None
+        cond, uncond = (
+            call(ids, half, cache) if call else model.prefill(half, None, cache)
+            for half, cache in zip(halves, caches, strict=True)
+        )
+        ids = (uncond + scale * (cond - uncond)).float().argmax(-1)
+        written.append(ids)
+    return torch.cat(written, 1)
+
+
+def timed(function: Any, device: str, repeats: int) -> tuple[float, torch.Tensor]:
+    """The shortest of several runs in seconds, and the ids."""
+    best, ids = float("inf"), None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        ids = function()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best, ids
+
+
+def main() -> None:
+    """Runs the ways and prints the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="FlexAR-113M-T2I", help="name of a published prior")
+    parser.add_argument("--layers", type=int, help="fewer layers than published")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=3.0)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compile", action="store_true", help="compile the decode step of the static way")
+    parser.add_argument("--ways", default="uncached,doubled,cached,static")
+    args = parser.parse_args()
+    model = build(args.model, args.device, getattr(torch, args.dtype), args.layers)
+    given = conditions(model, args.batch)
+    options = {"num_tokens": args.tokens, "cfg_scale": args.scale, "temperature": 0.0, "top_k": 0}
+    step = torch.compile(model.decode_step, fullgraph=True, mode="reduce-overhead") if args.compile else None
+    ways = {
+        "uncached": lambda: model.generate(**given, **options, cache=False).token_ids,
+        "doubled": lambda: two_passes(model, given, args.tokens, args.scale),
+        "cached": lambda: model.generate(**given, **options).token_ids,
+        "static": lambda: model.generate(**given, **options, cache="static", compiled_step=step).token_ids,
+    }
+    model.generate(**given, **{**options, "num_tokens": 2})  # warm-up
+    if args.compile:
+        ways["static"]()
+    results = {name: timed(ways[name], args.device, args.repeats) for name in args.ways.split(",")}
+    base, reference = results.get("cached", next(iter(results.values())))
+    report = {
+        name: {
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(args.batch * args.tokens / seconds, 1),
+            "ratio_to_cached": round(seconds / base, 2),
+            "equal_ids": round((ids == reference).float().mean().item(), 4),
+        }
+        for name, (seconds, ids) in results.items()
+    }
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    device = torch.cuda.get_device_name() if args.device != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    print(json.dumps({**vars(args), "device": device, "parameters": parameters, "ways": report}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
