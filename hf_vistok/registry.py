@@ -193,6 +193,14 @@ FAMILIES: tuple[Family, ...] = (
         restricted=True,
     ),
     Family(
+        name="wrapped",
+        title="Tokenizers of transformers and diffusers",
+        paper=None,
+        tokens="the library's own: AutoencoderKL, AutoencoderDC, VQModel, Emu3, Chameleon, Janus",
+        models=(ModelEntry("vistok_wrapped", "WrappedTokenizerModel", "WrappedTokenizerConfig", "wrapped"),),
+        weights_license="as each checkpoint says",
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",
@@ -238,6 +246,22 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="Apache-2.0 (cards); the README says research purposes only",
         parity=2,
         published=4,
+    ),
+    Family(
+        name="flowtok",
+        title="FlowTok, FlowTiTok",
+        paper="2503.10772",
+        tokens="77 16-d vectors, 1-D; a flow from the text's tokens to the image's",
+        models=(
+            ModelEntry("vistok_flowtitok", "FlowTiTokModel", "FlowTiTokConfig", "flowtok"),
+            ModelEntry(None, "FlowTokTransformer", None, "flowtok", "flowtok_transformer", None, "flow"),
+        ),
+        adapter="flowtok",
+        weights_license='not stated beyond "for research purposes"',
+        restricted=True,
+        parity=2,
+        published=3,
+        missing="image to text: no published code or weights (the flow runs backwards, there is no text decoder)",
     ),
 )
 

@@ -28,3 +28,12 @@ class Modulation(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x * (1 + scale) + shift`."""
     return x * (1 + scale) + shift
+
+
+def zero_marked(model: nn.Module) -> None:
+    """Zeros the layers that carry `zero_init`, in models that transformers does not initialise."""
+    for module in model.modules():
+        if getattr(module, "zero_init", False):
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -112,7 +112,7 @@ class Attention(nn.Module):
             rotary: function that rotates q and k, `(B, H, N, d)` to the same.
             num_queries: attend from the last `num_queries` positions only (all others are still looked at).
             is_causal: a causal mask in place of `mask`.
-        """  # noqa: D205, D212
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         query, key = self.q_norm(query), self.k_norm(key)
@@ -145,18 +145,27 @@ class TransformerBlock(GradientCheckpointingLayer):
         dim, num_heads: width and heads.
         mlp_dim: hidden width of the MLP.
         eps: of the two LayerNorms.
+        mlp: a module in place of the GELU MLP.
         attention: keyword arguments of [`Attention`].
         config: carries the attention implementation.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_dim: int, *, eps: float = 1e-5, config: Any = None, **attention: Any
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        eps: float = 1e-5,
+        mlp: nn.Module | None = None,
+        config: Any = None,
+        **attention: Any,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, config=config, **attention)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, mlp_dim)
+        self.mlp = Mlp(dim, mlp_dim) if mlp is None else mlp
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, rotary: Any = None, num_queries: int | None = None

@@ -29,3 +29,24 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., D)` to `(..., D)`."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class FusedSwiGLU(nn.Module):
+    """
+    `w3(silu(a) * b)` with `a, b = w12 x` (timm and DINOv2's names; FlowTok, MingTok, LightningDiT).
+
+    Args:
+        dim: width of input and output.
+        hidden_dim: width between.
+        bias: whether the two linear layers have a bias.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden_dim, bias=bias)
+        self.w3 = nn.Linear(hidden_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., D)` to `(..., D)`."""
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)

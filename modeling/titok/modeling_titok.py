@@ -130,12 +130,12 @@ class TiTokModel(PreTrainedImageTokenizer):
 
     config: TiTokConfig
     mask_mode = "attention"
-    decoder_class = TiTokDecoder
+    encoder_class, decoder_class = TiTokEncoder, TiTokDecoder
     _no_split_modules = ["TransformerBlock", "ResidualBlock"]
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__(config)
-        self.encoder = TiTokEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.decoder = self.decoder_class(config)
         if config.quantizer == "vq":
             self.quantize = VectorQuantizer(
