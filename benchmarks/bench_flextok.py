@@ -3,6 +3,7 @@ The flow decoder of a full-size FlexTok with random weights: pictures of differe
 by one, and guidance in one forward of 2B against two.
 
     python -m benchmarks.bench_flextok --model flextok_d12_d12_in1k --lengths 1 16 64 256 --threads 1
+    python -m benchmarks.bench_flextok --model small --lengths 1 2 4 8 16 32 --steps 8
 
 All ways are measured in turns in one process; a ratio above 1 means that ours is faster. The VAE is left out: it is
 the same in all ways.
@@ -18,9 +19,19 @@ from hf_vistok.modeling.flextok.modeling_flextok_transformer import FlexTokTrans
 from .measure import interleaved, peak_memory, ratio
 
 
-def build(name: str) -> FlexTokTransformer:
+SMALL = {"sample_size": 8, "num_tokens": 32, "hidden_size": 256, "num_layers": 6, "fsq_levels": [8, 5, 5, 5]}
+
+
+def config_of(name: str) -> dict:
+    """Of a preset, or "small": the size of a chain that ships inside the package."""
+    if name == "small":
+        return SMALL
     adapter, preset = find_preset(name)
-    config = next(iter(adapter.plan(preset.component, preset.config).parts.values())).config.transformer_config
+    return next(iter(adapter.plan(preset.component, preset.config).parts.values())).config.transformer_config
+
+
+def build(name: str) -> FlexTokTransformer:
+    config = config_of(name)
     torch.manual_seed(0)
     model = FlexTokTransformer(**config).eval()
     for parameter in model.parameters():  # gates start at zero: the result would not depend on the blocks
@@ -68,7 +79,7 @@ def ways_of(model, lengths, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="flextok_d12_d12_in1k")
+    parser.add_argument("--model", default="flextok_d12_d12_in1k", help="a preset, or small")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
