@@ -109,6 +109,8 @@ class AutoImageTokenizer(_Auto):
         source, found, entry = cls._open(source, {**kwargs, **chosen})
         if entry is not None:
             return cls._load_ours(entry, source, {**kwargs, **chosen})
+        if _library_class(found) is not None:
+            return _load_wrapped(source, found, kwargs)
         if not found and preset is None and config is None:
             assembled = _from_pipeline_folder(source, kwargs)
             if assembled is not None:
@@ -162,6 +164,8 @@ class AutoImageTokenizerProcessor(_Auto):
         chosen = {"filename": filename, "preset": preset, "config": config}
         source, found, entry = cls._open(source, {**kwargs, **chosen})
         hub, options = split_hub_arguments(kwargs)
+        if _library_class(found) is not None:
+            return _wrapped_processor(source, found, hub, options)
         if entry is not None:
             return cls._load_processor(entry, source, hub, options)
         if not found and preset is None and config is None:
@@ -217,3 +221,36 @@ def _from_pipeline_folder(source: str, kwargs: dict[str, Any]) -> Any:
     prepare_pipelines()
     assemble = getattr(pipeline_class(index.get("_class_name")), "load_image_tokenizer", None)
     return None if assemble is None else assemble(source, index, **kwargs)
+
+
+def _library_class(config: dict[str, Any]) -> str | None:
+    """The class of transformers or diffusers that a configuration names, where we wrap it."""
+    if not config:
+        return None
+    from .modeling.wrapped.configuration_wrapped import LIBRARIES
+
+    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    return next((name for name in names if name in LIBRARIES), None)
+
+
+def _load_wrapped(source: str, config: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    from .modeling.wrapped.modeling_wrapped import WrappedTokenizerModel, inner_class
+    from .registration import register
+
+    register(find_model("WrappedTokenizerModel"))
+    inner = inner_class(_library_class(config)).from_pretrained(source, **kwargs)
+    return WrappedTokenizerModel.wrap(inner)
+
+
+def _wrapped_processor(source: str, config: dict[str, Any], hub: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The processor of a wrapped tokenizer: its size and range, whatever its own library would use."""
+    import torch
+
+    from .modeling.image_processing_utils import ImageTokenizerProcessor
+    from .modeling.wrapped.configuration_wrapped import WrappedTokenizerConfig
+    from .modeling.wrapped.modeling_wrapped import build_inner, config_of
+
+    fields = {name: value for name, value in config.items() if name not in ("architectures", "model_type", "dtype")}
+    with torch.device("meta"):
+        inner = build_inner(WrappedTokenizerConfig(inner_class=_library_class(config), inner_config=fields))
+    return ImageTokenizerProcessor.for_config(config_of(inner), **options)

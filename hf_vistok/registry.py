@@ -201,6 +201,14 @@ FAMILIES: tuple[Family, ...] = (
         weights_license="as each checkpoint says",
     ),
     Family(
+        name="restok",
+        title="ResTok",
+        paper="2601.03955",
+        tokens="1-128 ids in levels, any prefix",
+        models=(ModelEntry("vistok_restok", "ResTokModel", "ResTokConfig", "restok"),),
+        adapter="restok",
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",

@@ -1,0 +1,1 @@
+"""Tokenizers that transformers and diffusers already have, behind the contract, so that comparisons have baselines."""
