@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
@@ -31,6 +32,11 @@ ORIGINAL_NAMES = (
     (r"^conv_out\.", "decoder.conv_out."),
     (r"^decoder\.head\.", "decoder.ffn.0."),
 )
+
+
+def raises(*words: str, kind: type[Exception] = ValueError):
+    """Expects an error of a kind whose message holds all words, in this order."""
+    return pytest.raises(kind, match="(?s)" + ".*".join(re.escape(word) for word in words))
 
 
 def one_d_piece(num_tokens: int = 8, codebook_size: int = 64):

@@ -129,17 +129,20 @@ def all_adapters() -> list[Adapter]:
 
 def find_preset(name: str) -> tuple[Adapter, Preset]:
     """
-    A preset by its name, and its adapter.
+    A preset by its name, or by "system/name" where two systems have one of that name, and its adapter.
 
     Raises:
-        ValueError: with the nearest names.
+        ValueError: with the nearest names, or with the names that tell two apart.
     """
     import difflib
 
-    adapters = all_adapters()
-    for adapter in adapters:
-        if name in adapter.presets:
-            return adapter, adapter.presets[name]
+    adapters, (system, _, rest) = all_adapters(), name.rpartition("/")
+    found = [adapter for adapter in adapters if rest in adapter.presets and system in ("", adapter.system)]
+    if len(found) == 1:
+        return found[0], found[0].presets[rest]
+    if found:
+        choices = " or ".join(repr(f"{adapter.system}/{rest}") for adapter in found)
+        raise ValueError(f"The preset {name!r} is of {len(found)} systems: give {choices}.")
     names = [preset for adapter in adapters for preset in adapter.presets]
     near = difflib.get_close_matches(name, names, 5, 0.4)
     raise ValueError(f"No preset {name!r}; did you mean {', '.join(near) or 'one of ' + ', '.join(names)}?")
