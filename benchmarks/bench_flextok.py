@@ -18,7 +18,6 @@ from hf_vistok.modeling.flextok.modeling_flextok_transformer import FlexTokTrans
 
 from .measure import interleaved, peak_memory, ratio
 
-
 SMALL = {"sample_size": 8, "num_tokens": 32, "hidden_size": 256, "num_layers": 6, "fsq_levels": [8, 5, 5, 5]}
 
 
