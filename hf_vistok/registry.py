@@ -271,6 +271,19 @@ FAMILIES: tuple[Family, ...] = (
         published=3,
         missing="image to text: no published code or weights (the flow runs backwards, there is no text decoder)",
     ),
+    Family(
+        name="mingtok",
+        title="MingTok-Vision",
+        paper="2510.06590",
+        tokens="32-d vectors on a grid, /32; semantic tokens and pixels",
+        models=(ModelEntry("vistok_mingtok", "MingTokModel", "MingTokConfig", "mingtok"),),
+        adapter="mingtok",
+        code_license="MIT",
+        weights_license="MIT (repository; see the cards)",
+        parity=1,
+        published=2,
+        missing="Ming-UniVision's language model and flow head",
+    ),
 )
 
 # Public names that belong to no family: name -> module.

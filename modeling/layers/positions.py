@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .rotary import grid_coordinates, rotary_frequencies
 
@@ -37,3 +38,22 @@ def sincos_table(
     axes = axes if first_axis_first else axes[::-1]
     angles = [axis.float()[:, None] * frequencies for axis in axes]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], -1)
+
+
+def resize_table_bicubic(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """
+    A learned table for another grid: bicubic by the factors `(new + 0.1) / old`, as DINO does (families.md: +.1).
+
+    Args:
+        table: `(rows * columns, D)` of `grid`.
+        grid, new_grid: `(rows, columns)`.
+
+    Returns:
+        `(new rows * new columns, D)`; the table itself where the grids are equal.
+    """
+    if tuple(grid) == tuple(new_grid):
+        return table
+    image = table.view(*grid, -1).permute(2, 0, 1)[None].float()  # (1, D, rows, columns)
+    factors = tuple((new + 0.1) / old for new, old in zip(new_grid, grid, strict=True))
+    image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
+    return image[0].flatten(1).T.to(table.dtype)

@@ -1,0 +1,1 @@
+"""MingTok-Vision: one continuous tokenizer for understanding and generation, in three stages (arXiv 2510.06590)."""
