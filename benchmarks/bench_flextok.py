@@ -15,6 +15,7 @@ import torch
 
 from hf_vistok.conversion.adapter import find_preset
 from hf_vistok.modeling.flextok.modeling_flextok_transformer import FlexTokTransformer
+from hf_vistok.modeling.layers.flow import sample_flow
 
 from .measure import interleaved, peak_memory, ratio
 
@@ -64,9 +65,12 @@ def ways_of(model, lengths, steps):
         )
 
     def two_passes():
-        t, null = torch.ones(len(lengths)), torch.ones(len(lengths), dtype=torch.bool)
-        for _ in range(steps):
-            model(noise, t, tokens, mask), model(noise, t, tokens, mask, null)
+        null = torch.ones(len(lengths), dtype=torch.bool)
+
+        def velocity(x, t, wanted):
+            return torch.cat([model(x, t, tokens, mask).sample, model(x, t, tokens, mask, null).sample])
+
+        return sample_flow(velocity, noise, steps, guided)
 
     return {
         "mixed lengths together": together,
