@@ -18,8 +18,9 @@ class AdmCropProcessor(ImageTokenizerProcessor):
     def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
         """`(C, H, W)` to the goal's shorter side; other kinds of `size` are left to the base class."""
         shortest = getattr(size, "shortest_edge", None)
-        if not shortest or image.dtype != np.uint8:
+        if not shortest or shortest == min(image.shape[1:]):
             return super().resize(image, size, resample=resample, **kwargs)
+        image = image.round().clip(0, 255).astype(np.uint8) if image.dtype != np.uint8 else image
         picture = Image.fromarray(np.moveaxis(image, 0, -1))
         while min(picture.size) >= 2 * shortest:
             picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)

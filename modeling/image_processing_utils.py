@@ -140,6 +140,14 @@ class ImageTokenizerProcessor(PilBackend):
             raise ValueError(f"Float images must lie in [0, 1], got values from {low:.3g} to {high:.3g}.")
         return image * 255.0
 
+    def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
+        """A channels-first array to the goal's size; floats (in [0, 255] here) are rounded to 8 bits if it differs."""
+        if np.issubdtype(image.dtype, np.floating):
+            if getattr(size, "shortest_edge", None) == min(image.shape[1:]):
+                return image
+            image = image.round().clip(0, 255).astype(np.uint8)
+        return super().resize(image, size, resample=resample, **kwargs)
+
     def postprocess(self, sample: torch.Tensor, output_type: str = "pil") -> Any:
         """
         Makes pictures of a model's `sample`.
