@@ -209,6 +209,22 @@ FAMILIES: tuple[Family, ...] = (
         adapter="restok",
     ),
     Family(
+        name="detailflow",
+        title="DetailFlow",
+        paper="2505.21473",
+        tokens="1-8, then 16-512 ids in steps of 8, coarse to fine",
+        models=(
+            ModelEntry(
+                "vistok_detailflow",
+                "DetailFlowModel",
+                "DetailFlowConfig",
+                "detailflow",
+                processor="image_processing_adm:AdmCropProcessor",
+            ),
+        ),
+        adapter="detailflow",
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",

@@ -1,0 +1,1 @@
+"""DetailFlow: tokens from coarse to fine, whose number decides the size of the picture; and its prior."""
