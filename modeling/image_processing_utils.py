@@ -134,14 +134,6 @@ class ImageTokenizerProcessor(PilBackend):
             raise ValueError(f"A picture needs 1, 3 or 4 channels, got an array of shape {array.shape}.")
         return array
 
-    def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
-        """`(C, H, W)` resized; float arrays are rounded to 8 bits for it, unless they have their size already."""
-        if image.dtype != np.uint8:
-            if getattr(size, "shortest_edge", None) == min(image.shape[1:]):
-                return image
-            image = image.round().clip(0, 255).astype(np.uint8)
-        return super().resize(image, size, resample=resample, **kwargs)
-
     def _scale_floats(self, image: Any) -> Any:
         low, high = float(image.min()), float(image.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
