@@ -255,3 +255,20 @@ def test_parts_that_do_not_fit():
         AutoregressivePipeline(vq(), vq())
     with pytest.raises(ValueError, match="belong together"):
         AutoregressivePipeline(vq(), class_prior(), tokenizer=text_parts()[0])
+
+
+def test_adm_centre_crop():
+    from hf_vistok import AdmCropProcessor
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 201, 3), dtype=np.uint8))
+    for size in (32, 100):
+        expected = picture
+        while min(expected.size) >= 2 * size:
+            expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
+        scale = size / min(expected.size)
+        expected = expected.resize(tuple(round(side * scale) for side in expected.size), Image.Resampling.BICUBIC)
+        array = np.asarray(expected)
+        top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+        pixels = AdmCropProcessor.for_size(size, (-1.0, 1.0))(picture, return_tensors="np")["pixel_values"][0]
+        array = array[top : top + size, left : left + size] / 127.5 - 1
+        np.testing.assert_allclose(np.moveaxis(pixels, 0, -1), array, atol=1e-5)

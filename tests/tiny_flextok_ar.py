@@ -27,7 +27,9 @@ def build() -> dict[str, Tiny]:
         return FlexARPrior(config).eval()
 
     def of_text() -> FlexARPrior:
-        config = FlexARConfig(**SIZES, condition="text", text_dim=12, text_length=6, use_bias=True, head_norm=True)
+        biases = dict.fromkeys(("qkv_bias", "proj_bias", "cross_qkv_bias", "cross_proj_bias", "ffn_bias"), True)
+        options = {"cross_qk_norm": "layer_norm", "head_norm": True, **biases}
+        config = FlexARConfig(**SIZES, condition="text", text_dim=12, text_length=6, **options)
         return FlexARPrior(config).eval()
 
     def text(batch: int) -> dict[str, torch.Tensor]:

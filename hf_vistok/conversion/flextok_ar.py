@@ -15,7 +15,7 @@ RENAMES = [
     (PREFIX + r"trunk\.blocks\.", "layers."),
     (PREFIX + r"trunk\.post_trunk_norm\.", "norm."),
     (PREFIX + r"head\.linear\.", "lm_head."),
-    (PREFIX + r"head\.norm\.", "head_norm."),
+    (PREFIX + r"head\.(norm|ln|layer_norm|norm_layer)\.", "head_norm."),
     (r"\.self_attn\.", ".attn."),
     (r"\.cross_attn\.W([qkv])\.", r".cross_attn.\1."),
     (r"^(layers\.\d+)\.norm_1\.", r"\1.norm1."),
@@ -95,25 +95,40 @@ def config_fields(config: dict[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": trunk["num_blocks"],
         "num_attention_heads": attention["num_heads"],
         "ffn_ratio": float(trunk.get("mlp_ratio", 4)),
-        "use_bias": bool(trunk.get("use_bias", False)),
         "final_norm": bool(trunk.get("post_trunk_norm", True)),
         "head_bias": bool(head.get("use_bias", True)),
-        "head_norm": bool(head.get("norm_layer") or head.get("use_norm", False)),
+        "head_norm": any(bool(value) for name, value in head.items() if "norm" in name),
         "guidance_class": 0,  # the authors' sampler takes class 0 as the null class, not -1
         "condition_dropout": float(pre.get("cond_dropout_prob", 0.1)),
-        **ffn_fields(trunk.get("ffn_target") or "MLP"),
+        **bias_fields(trunk, attention),
+        **ffn_fields(trunk.get("ffn_target") or "MLP", bool(trunk.get("use_bias", False))),
         **norm_fields(norm, "norm"),
     }
     if attention.get("qk_norm"):
         fields |= norm_fields(norm if attention["qk_norm"] is True else attention["qk_norm"], "qk_norm")
-    return fields if text is None else fields | text_fields(text, trunk["cross_attn_target"])
+    if text is None:
+        return fields
+    cross = trunk["cross_attn_target"]
+    if cross.get("qk_norm"):
+        fields |= norm_fields(norm if cross["qk_norm"] is True else cross["qk_norm"], "cross_qk_norm")
+    return fields | text_fields(text, cross) | bias_fields(trunk, cross, "cross_")
 
 
-def ffn_fields(node: Any) -> dict[str, Any]:
-    """Kind and rounding of the feed-forward layers."""
+def bias_fields(trunk: dict[str, Any], attention: dict[str, Any], prefix: str = "") -> dict[str, bool]:
+    """Biases of an attention layer: its own options, else the trunk's."""
+    common = attention.get("use_bias", trunk.get("use_bias", False))
+    return {f"{prefix}{name}": bool(attention.get(name, common)) for name in ("qkv_bias", "proj_bias")}
+
+
+def ffn_fields(node: Any, bias: bool) -> dict[str, Any]:
+    """Kind, rounding and bias of the feed-forward layers."""
     options = node if isinstance(node, dict) else {}
     kind = known(FEED_FORWARDS, node, "feed-forward layer")
-    return {"feed_forward": kind, "ffn_multiple_of": options.get("multiple_of", 256)}
+    return {
+        "feed_forward": kind,
+        "ffn_multiple_of": options.get("multiple_of", 256),
+        "ffn_bias": bool(options.get("use_bias", bias)),
+    }
 
 
 def text_fields(text: dict[str, Any], cross: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +139,6 @@ def text_fields(text: dict[str, Any], cross: dict[str, Any]) -> dict[str, Any]:
         "text_projection_bias": bool(mlp.get("use_bias", mlp.get("bias", False))),
         "text_length": embedder.get("encoder_seqlen_max") or 128,
         "num_cross_attention_heads": cross["num_heads"],
-        "cross_qk_norm": bool(cross.get("qk_norm")),
     }
 
 

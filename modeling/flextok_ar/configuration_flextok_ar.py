@@ -28,8 +28,9 @@ class FlexARConfig(ImagePriorConfig):
         ffn_ratio (`float`), ffn_multiple_of (`int`): of its width; "swiglu" takes two thirds, rounded up.
         norm, norm_eps, norm_gain, norm_bias: of the blocks' norms and the last one.
         qk_norm (`str`, *optional*), qk_norm_eps, qk_norm_gain, qk_norm_bias: of each head's q and k; None for none.
-        cross_qk_norm (`bool`): whether the cross-attention has it too.
-        use_bias (`bool`): of the linear layers in blocks.
+        cross_qk_norm (`str`, *optional*), cross_qk_norm_eps, cross_qk_norm_gain, cross_qk_norm_bias: the same of the
+            cross-attention.
+        qkv_bias, proj_bias, cross_qkv_bias, cross_proj_bias, ffn_bias (`bool`): of the linear layers in blocks.
         final_norm (`bool`): a norm after the last block.
         head_norm (`bool`): a LayerNorm (eps 1e-5) before the head.
         head_bias (`bool`): of the head.
@@ -62,8 +63,15 @@ class FlexARConfig(ImagePriorConfig):
     qk_norm_eps: float = 1e-5
     qk_norm_gain: bool = True
     qk_norm_bias: bool = False
-    cross_qk_norm: bool = False
-    use_bias: bool = False
+    cross_qk_norm: str | None = None
+    cross_qk_norm_eps: float = 1e-5
+    cross_qk_norm_gain: bool = True
+    cross_qk_norm_bias: bool = False
+    qkv_bias: bool = False
+    proj_bias: bool = False
+    cross_qkv_bias: bool = False
+    cross_proj_bias: bool = False
+    ffn_bias: bool = False
     final_norm: bool = True
     head_norm: bool = False
     head_bias: bool = False
@@ -76,8 +84,9 @@ class FlexARConfig(ImagePriorConfig):
         for name, known in kinds:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
-        if self.qk_norm is not None and self.qk_norm not in NORMS:
-            raise ValueError(f"qk_norm must be None or one of {NORMS}, got {self.qk_norm!r}.")
+        for name in ("qk_norm", "cross_qk_norm"):
+            if getattr(self, name) is not None and getattr(self, name) not in NORMS:
+                raise ValueError(f"{name} must be None or one of {NORMS}, got {getattr(self, name)!r}.")
 
     @property
     def ffn_size(self) -> int:

@@ -29,34 +29,49 @@ def make_norm(kind: str, dim: int, eps: float, gain: bool = True, bias: bool = T
     return GainBiasLayerNorm(dim, eps, gain=gain, bias=bias)
 
 
+def head_norms(config: FlexARConfig, name: str, width: int) -> dict[str, nn.Module]:
+    """The norms of q and k that the fields `name`, `name_eps`, ... describe; none where it is None."""
+    kind = getattr(config, name)
+    options = [getattr(config, f"{name}_{part}") for part in ("eps", "gain", "bias")]
+    return {} if kind is None else {part: make_norm(kind, width, *options) for part in ("q_norm", "k_norm")}
+
+
 class FlexARBlock(GradientCheckpointingLayer):
     """`x += attn(norm1(x))`; with text also `x += cross_attn(norm_cross(x), text)`; `x += mlp(norm2(x))`."""
 
     def __init__(self, config: FlexARConfig, layer_idx: int) -> None:
         super().__init__()
-        dim, bias = config.hidden_size, config.use_bias
-        heads = config.num_attention_heads
-        cross_heads = config.num_cross_attention_heads or heads
+        dim, heads = config.hidden_size, config.num_attention_heads
 
         def norm() -> nn.Module:
             return make_norm(config.norm, dim, config.norm_eps, config.norm_gain, config.norm_bias)
 
-        def head_norms(width: int, wanted: bool) -> dict[str, nn.Module]:
-            options = (config.qk_norm_eps, config.qk_norm_gain, config.qk_norm_bias)
-            return {name: make_norm(config.qk_norm, width, *options) for name in ("q_norm", "k_norm") if wanted}
-
         self.norm1 = norm()
-        norms = head_norms(dim // heads, config.qk_norm is not None)
-        self.attn = CausalAttention(dim, heads, layer_idx, qkv_bias=bias, proj_bias=bias, config=config, **norms)
+        self.attn = CausalAttention(
+            dim,
+            heads,
+            layer_idx,
+            qkv_bias=config.qkv_bias,
+            proj_bias=config.proj_bias,
+            config=config,
+            **head_norms(config, "qk_norm", dim // heads),
+        )
         self.cross_attn = None
         if config.condition == "text":
+            heads = config.num_cross_attention_heads or heads
             self.norm_cross = norm()
-            norms = head_norms(dim // cross_heads, config.qk_norm is not None and config.cross_qk_norm)
-            biases = {"q_bias": bias, "kv_bias": bias, "proj_bias": bias}
-            self.cross_attn = CrossAttention(dim, cross_heads, config=config, **biases, **norms)
+            self.cross_attn = CrossAttention(
+                dim,
+                heads,
+                q_bias=config.cross_qkv_bias,
+                kv_bias=config.cross_qkv_bias,
+                proj_bias=config.cross_proj_bias,
+                config=config,
+                **head_norms(config, "cross_qk_norm", dim // heads),
+            )
         self.norm2 = norm()
         layer = SwiGLU if config.feed_forward == "swiglu" else Mlp
-        self.mlp = layer(dim, config.ffn_size, bias=bias)
+        self.mlp = layer(dim, config.ffn_size, bias=config.ffn_bias)
 
     def forward(
         self,
