@@ -151,6 +151,7 @@ FAMILIES: tuple[Family, ...] = (
                 "gigatok",
                 processor="image_processing_adm:AdmCropProcessor",
             ),
+            _prior("vistok_gigatok_prior", "GigaTokPrior", "GigaTokPriorConfig", "gigatok", stem="gigatok_prior"),
         ),
         adapter="gigatok",
         code_license="MIT",
@@ -299,6 +300,19 @@ FAMILIES: tuple[Family, ...] = (
         parity=1,
         published=2,
         missing="Ming-UniVision's language model and flow head",
+    ),
+    Family(
+        name="comit",
+        title="COMiT",
+        paper="2602.20731",
+        tokens="256 ids, 1-D, rewritten crop by crop; flow decoder",
+        models=(ModelEntry("vistok_comit", "ComitModel", "ComitConfig", "comit"),),
+        adapter="comit",
+        code_license="Apache-2.0; parts CC BY-NC 4.0 and Apple/EPFL sample code licence",
+        weights_license="not stated (\"research and academic use\")",
+        restricted=True,
+        parity=1,
+        published=3,
     ),
 )
 

@@ -40,7 +40,8 @@ class PreTrainedARPrior(PreTrainedImagePrior):
     - `prefill(condition, token_ids, cache)`: logits `(B, n, V)` of the next step behind the ids `(B, p)`, or None;
     - `decode_step(token_ids, condition, cache)`: the same behind the ids that the last step wrote;
 
-    and, where it does not write one token a step, `step_lengths` and `draw`. `condition` may be filled in `prefill`
+    and, where it does not write one token a step, `step_lengths` and `draw`; where guidance changes from step to step,
+    `schedule_settings` (names of further options of `generate`) and `scheduled`. `condition` may be filled in `prefill`
     with what all steps need (keys of a cross-attention). Ids are `(B, n, C)` for C codebooks.
     """
 
@@ -60,6 +61,7 @@ class PreTrainedARPrior(PreTrainedImagePrior):
     text_length: int | None = None
     text_padding_side: str = "right"
     needs_negative_text: bool = False
+    schedule_settings: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ what a family implements
 
@@ -90,6 +92,10 @@ class PreTrainedARPrior(PreTrainedImagePrior):
     def draw(self, prediction: Any, step: int, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities of a step; families with an inner loop over sub-codes do it here."""
         return sampler(prediction, step)
+
+    def scheduled(self, cfg_scale: float, **settings: Any) -> CfgScale:
+        """A constant weight of guidance as a schedule, by the settings that `schedule_settings` names."""
+        return cfg_scale
 
     # ------------------------------------------------------------------ conditions
 
@@ -205,7 +211,7 @@ class PreTrainedARPrior(PreTrainedImagePrior):
         **options: Any,
     ) -> tuple[Callable, TokenSampler, range, Tensor | None]:
         """Checks everything; returns the prediction function, the sampler, the steps to take, and the prefix."""
-        known = {*CONDITIONS, *(f"negative_{name}" for name in CONDITIONS), *SAMPLING, *EXTRAS}
+        known = {*CONDITIONS, *(f"negative_{name}" for name in CONDITIONS), *SAMPLING, *EXTRAS, *self.schedule_settings}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError(f"{type(self).__name__}.generate does not take {', '.join(unknown)}.")
@@ -219,6 +225,9 @@ class PreTrainedARPrior(PreTrainedImagePrior):
                 has_negative = any(options.get(f"negative_{name}") is not None for name in CONDITIONS)
                 negative = self._conditions(options, True) if has_negative else self.null_condition(condition)
                 condition = self.join_conditions(condition, negative)
+        if sampler.guided and not callable(sampler.cfg_scale):
+            schedule = {name: self.setting(name, options.get(name)) for name in self.schedule_settings}
+            sampler.cfg_scale = self.scheduled(sampler.cfg_scale, **schedule)
         if isinstance(sampler.generator, (list, tuple)) and len(sampler.generator) != batch:
             raise ValueError(f"Got {len(sampler.generator)} generators for a batch of {batch}.")
         prefix = self._check_prefix(prior_token_ids, batch)
@@ -312,6 +321,7 @@ class PreTrainedARPrior(PreTrainedImagePrior):
             cache: "dynamic" (None), "static" (for a compiled step), a cache of transformers, or False: no cache, the
                 whole prefix is computed at every step.
             compiled_step: a compiled [`decode_step`].
+            options: what the family's `schedule_settings` names.
 
         Returns:
             [`ImagePriorOutput`] with `token_ids` `(B, N)` and `log_probs` `(B,)` of the written ids, both without the

@@ -3,7 +3,9 @@
 import torch
 
 from hf_vistok.modeling.gigatok.configuration_gigatok import GigaTokConfig
+from hf_vistok.modeling.gigatok.configuration_gigatok_prior import GigaTokPriorConfig
 from hf_vistok.modeling.gigatok.modeling_gigatok import GigaTokModel
+from hf_vistok.modeling.gigatok.modeling_gigatok_prior import GigaTokPrior
 
 from .tiny import Tiny
 
@@ -29,6 +31,17 @@ SIZES = {
 }
 
 
+PRIOR = {
+    "codebook_size": 32,
+    "num_image_tokens": 8,
+    "num_classes": 5,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "multiple_of": 16,
+}
+
+
 def teacher(batch: int) -> dict[str, torch.Tensor]:
     """Features of a vision model at the 16 grid positions."""
     return {"teacher_features": torch.randn(8, 16, 6, generator=torch.Generator().manual_seed(0))[:batch]}
@@ -38,9 +51,15 @@ def tokenizer(**options):
     return lambda: GigaTokModel(GigaTokConfig(**{**SIZES, **options})).eval()
 
 
+def prior(**options):
+    return lambda: GigaTokPrior(GigaTokPriorConfig(**{**PRIOR, **options})).eval()
+
+
 def build() -> dict[str, Tiny]:
     """The models by name."""
     return {
+        "gigatok-prior": Tiny(prior(positions="learned")),
+        "gigatok-prior-rotary": Tiny(prior(positions="rotary")),
         "gigatok": Tiny(tokenizer(entropy_loss_ratio=0.01), forward_kwargs=teacher),
         "gigatok-2d": Tiny(tokenizer(layout="2d"), forward_kwargs=teacher),
         "gigatok-2d-plain": Tiny(

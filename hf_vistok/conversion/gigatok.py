@@ -3,6 +3,7 @@
 from typing import Any
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset
+from .llamagen import PRIOR_DROPS, PRIOR_RENAMES, SIZES, prior_config_fields
 
 VIT_SIZES = {
     "small": {"width": 512, "layers": 6, "heads": 8},
@@ -28,6 +29,8 @@ VIT_RENAMES = [
 ]
 CONV_RENAMES = [(r"^decoder\.conv_blocks\.(\d+)\.upsample\.conv1\.", r"decoder.upsample.\1.")]
 NO_ATTENTION_RENAMES = [(r"^(encoder|decoder)\.mid\.1\.", r"\1.mid.2.")]  # the middle counts what it has
+# the authors' evaluation: a step at 0.18, scales of 1.5 to 1.75; their pictures use a constant 4.0
+PRIOR_SETTINGS = {"cfg_scale": 1.75, "cfg_schedule": "step", "cfg_window_start": 0.18, "cfg_window_end": 1.0}
 VQ_DROPS = {r"quantize\.codebook_used": "the last 65,536 ids of training, kept for a usage figure"}
 
 
@@ -109,8 +112,30 @@ def _surgery(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def prior_plan(config: dict[str, Any]) -> Plan:
+    """
+    The plan of a prior: LlamaGen's `ModelArgs` with `rope`.
+
+    Raises:
+        ConversionError: for options that no published checkpoint uses.
+    """
+    from ..modeling.gigatok.configuration_gigatok_prior import GigaTokPriorConfig
+    from ..modeling.gigatok.modeling_gigatok_prior import GigaTokPrior
+
+    unused = [
+        name for name, value in config.items() if value and ("adaln" in name.lower() or "qk_norm" in name.lower())
+    ]
+    if unused:
+        raise ConversionError(f"No published GigaTok prior uses {', '.join(unused)}: it is not implemented.")
+    positions = "rotary" if config.get("rope", False) else "learned"
+    ours = GigaTokPriorConfig(**prior_config_fields(config), positions=positions)
+    settings = {**PRIOR_SETTINGS, "cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    renames = [*PRIOR_RENAMES, (r"^positional_embedding$", "position_embedding")]
+    return Plan({"prior": Part(GigaTokPrior, ours, settings)}, renames, PRIOR_DROPS)
+
+
 class GigaTokAdapter(Adapter):
-    """GigaTok's tokenizers."""
+    """GigaTok's tokenizers and priors."""
 
     system = "gigatok"
     wrappers = ("ema", "model", "module", "state_dict")
@@ -120,10 +145,12 @@ class GigaTokAdapter(Adapter):
         model = config.get("model")
         if isinstance(model, dict) and model.get("model_cls") in MODEL_CLASSES:
             return "tokenizer" if "head_tokens" not in config.get("fixture_overrides", {}) else None
-        return None
+        return "ar_prior" if {"dim", "n_layer", "n_head", "rope"} <= set(config) else None
 
     def plan(self, component: str, config: dict[str, Any]) -> Plan:
         """See the functions above."""
+        if component == "ar_prior":
+            return prior_plan(config)
         if component != "tokenizer":
             return super().plan(component, config)
         from ..modeling.gigatok.configuration_gigatok import GigaTokConfig
@@ -174,6 +201,12 @@ def tokenizer_config(encoder: str, decoder: str, two_dimensional: bool = False, 
     }
 
 
+def prior_config(size: str) -> dict[str, Any]:
+    """A prior's configuration as the authors write it."""
+    common = {"vocab_size": 16384, "block_size": 256, "num_classes": 1000, "cls_token_num": 1, "model_type": "c2i"}
+    return {**common, **SIZES[size], "rope": False}
+
+
 GigaTokAdapter.presets = {
     "VQ_SS256": Preset("tokenizer", tokenizer_config("small", "small"), filename="VQ_SS256_e100.pt"),
     "VQ_SB256": Preset("tokenizer", tokenizer_config("small", "base"), filename="VQ_SB256_e200.pt"),
@@ -184,6 +217,10 @@ GigaTokAdapter.presets = {
     "VQ_SS256_2d": Preset("tokenizer", tokenizer_config("small", "small", True)),
     "VQ_SB256_2d": Preset("tokenizer", tokenizer_config("small", "base", True), unverified=True),
     "VQ_BL256_2d": Preset("tokenizer", tokenizer_config("base", "large", True, 0.005), unverified=True),
+    **{
+        f"GPT_{size}_256": Preset("ar_prior", prior_config(size), filename=f"GPT_{size}256_e300_VQ_BL.pt")
+        for size in ("B", "XL", "XXL")
+    },
 }
 
 ADAPTER = GigaTokAdapter()

@@ -1,5 +1,6 @@
 """LlamaGen's priors (arXiv 2406.06525): a class or a caption is a prefix, ids follow in raster order."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,20 +165,26 @@ class LlamaGenPrior(PreTrainedARPrior):
         """Embeddings `(B, n, D)` of the next positions to hidden states of the same shape, after the last norm."""
         return self.norm(self.run_layers(x, condition, cache))
 
+    def window(self, length: int, condition: Condition, cache: Cache | None = None) -> Window:
+        """Where the next `length` positions lie and what they see."""
+        return Window.causal(length, cache, self.device, key_mask=condition.get("encoder_attention_mask"))
+
+    def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The rotation of queries and keys at `positions`; None where positions are not rotary."""
+        config, head_dim = self.config, self.config.hidden_size // self.config.num_attention_heads
+        grid = (config.grid_size, config.grid_size)
+        table = grid_rotary_at(positions, grid, head_dim, config.rope_theta, zero_rows=config.num_condition_tokens)
+        return lambda heads: apply_rotary(heads, *table)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Adds absolute positions to embeddings; there are none here."""
+        return x
+
     def run_layers(self, x: Tensor, condition: Condition, cache: Cache | None = None) -> Tensor:
         """As [`trunk`], before the last norm."""
-        config, head_dim = self.config, self.config.hidden_size // self.config.num_attention_heads
-        key_mask = condition.get("encoder_attention_mask")
-        window = Window.causal(x.shape[1], cache, x.device, key_mask=key_mask)
-        grid = (config.grid_size, config.grid_size)
-        table = grid_rotary_at(
-            window.positions, grid, head_dim, config.rope_theta, zero_rows=config.num_condition_tokens
-        )
-
-        def rotary(heads: Tensor) -> Tensor:
-            return apply_rotary(heads, *table)
-
-        x = self.token_dropout(x)
+        window = self.window(x.shape[1], condition, cache)
+        rotary = self.rotary(window.positions)
+        x = self.token_dropout(self.place(x, window.positions))
         for layer in self.layers:
             x = layer(x, window.mask, rotary, cache)
         return x

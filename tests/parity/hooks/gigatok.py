@@ -1,6 +1,7 @@
 """How the stored outputs of GigaTok's tokenizers and priors are obtained."""
 
 from hf_vistok.modeling.layers.conv_codec import unflatten_grid
+from hf_vistok.modeling.layers.generation import TokenSampler
 
 from ..harness import Case, Hook
 
@@ -34,4 +35,20 @@ def tokenizer(case: Case) -> dict:
     }
 
 
-HOOKS = {"tokenizer": Hook(tokenizer)}
+def ar_prior(case: Case) -> dict:
+    model, inputs = case.model, case.inputs
+    ids, labels = inputs["token_ids"], inputs["class_labels"]
+    logits = model(ids, labels).logits
+    results = {"logits": logits, "logits_uncond": model(ids, labels, null=True).logits}
+    for name, match in case.matching(r"greedy_(\w+)"):
+        settings = dict(case.meta["sampling"][match[1]])
+        window = settings.pop("cfg_schedule_kwargs", {})
+        settings = {"cfg_schedule": "constant", **settings, **{f"cfg_{key}": value for key, value in window.items()}}
+        results[name] = model.generate(labels, **settings, temperature=0, top_k=0, num_tokens=ids.shape[1]).token_ids
+    for name, match in case.matching(r"probs_t([\d.]+)_topk(\d+)_topp([\d.]+)_at_(\d+)"):
+        sampler = TokenSampler(temperature=float(match[1]), top_k=int(match[2]), top_p=float(match[3]))
+        results[name] = sampler.probabilities(logits[:, int(match[4])])
+    return results
+
+
+HOOKS = {"tokenizer": Hook(tokenizer), "ar_prior": Hook(ar_prior)}

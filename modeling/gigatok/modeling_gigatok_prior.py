@@ -1,0 +1,73 @@
+"""GigaTok's priors (arXiv 2504.08736, section 4): LlamaGen's transformer on a sequence instead of a grid."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..layers.cfg_schedules import scheduled_scale
+from ..layers.generation import CfgScale
+from ..layers.rotary import apply_rotary, axial_angles
+from ..llamagen.modeling_llamagen_prior import LlamaGenPrior
+from .configuration_gigatok_prior import GigaTokPriorConfig
+
+
+class GigaTokPrior(LlamaGenPrior):
+    """
+    Writes 1-D ids from a class, one by one.
+
+    Guidance follows `cfg_schedule` over the sequence (see `scheduled_scale`); the first token always has all of it.
+    """
+
+    config: GigaTokPriorConfig
+    default_settings = {
+        **LlamaGenPrior.default_settings,
+        "cfg_scale": 1.75,
+        "cfg_schedule": "step",
+        "cfg_window_start": 0.18,
+        "cfg_window_end": 1.0,
+    }
+    schedule_settings = ("cfg_schedule", "cfg_window_start", "cfg_window_end")
+
+    def __init__(self, config: GigaTokPriorConfig) -> None:
+        super().__init__(config)
+        self.position_embedding = None
+        if config.positions == "learned":
+            positions = config.num_condition_tokens + config.num_image_tokens
+            self.position_embedding = nn.Parameter(torch.empty(positions, config.hidden_size))
+        self.post_init()
+
+    def init_own_weights(self) -> None:
+        """Normal positions."""
+        if self.position_embedding is not None:
+            init.normal_(self.position_embedding, std=self.config.initializer_range)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Adds the learned positions."""
+        return x if self.position_embedding is None else x + self.position_embedding[positions]
+
+    def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """None with learned positions."""
+        if self.position_embedding is not None:
+            return None
+        config, index = self.config, positions - self.config.num_condition_tokens
+        head_dim = config.hidden_size // config.num_attention_heads
+        angles, inside = axial_angles(index[:, None], head_dim, config.rope_theta), (index >= 0)[:, None]
+        cos, sin = angles.cos() * inside, angles.sin() * inside
+        return lambda heads: apply_rotary(heads, cos, sin)
+
+    def scheduled(self, cfg_scale: float, cfg_schedule: str = "constant", **window: Any) -> CfgScale:
+        """`cfg_scale` over the sequence; a token's ratio is its number over that of the last."""
+        window = {name.removeprefix("cfg_"): value for name, value in window.items()}
+        scheduled_scale(cfg_schedule, cfg_scale, 0.0, **window)  # names are checked before the first step
+        if cfg_schedule == "constant":
+            return cfg_scale
+
+        def at(step: int, num_steps: int) -> float:
+            if step == 0:
+                return cfg_scale
+            return scheduled_scale(cfg_schedule, cfg_scale, step / max(num_steps - 1, 1), **window)
+
+        return at
