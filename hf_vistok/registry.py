@@ -226,6 +226,16 @@ FAMILIES: tuple[Family, ...] = (
         adapter="detailflow",
     ),
     Family(
+        name="rar",
+        title="RAR",
+        paper="2411.00776",
+        tokens="256 MaskGIT-VQGAN ids",
+        models=(_prior("vistok_rar", "RARPrior", "RARConfig", "rar"),),
+        adapter="rar",
+        weights_license="Apache-2.0 (README: research purposes only)",
+        restricted=True,
+    ),
+    Family(
         name="karl",
         title="KARL",
         paper="2507.07995",
