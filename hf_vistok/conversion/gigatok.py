@@ -130,7 +130,7 @@ def prior_plan(config: dict[str, Any]) -> Plan:
     positions = "rotary" if config.get("rope", False) else "learned"
     ours = GigaTokPriorConfig(**prior_config_fields(config), positions=positions)
     settings = {**PRIOR_SETTINGS, "cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    renames = [*PRIOR_RENAMES, (r"^positional_embedding$", "position_embedding")]
+    renames = [*PRIOR_RENAMES, (r"^positional_embedding$", "position_embedding.weight")]
     return Plan({"prior": Part(GigaTokPrior, ours, settings)}, renames, PRIOR_DROPS)
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from ..layers.cfg_schedules import scheduled_scale
 from ..layers.generation import CfgScale
@@ -36,17 +34,12 @@ class GigaTokPrior(LlamaGenPrior):
         self.position_embedding = None
         if config.positions == "learned":
             positions = config.num_condition_tokens + config.num_image_tokens
-            self.position_embedding = nn.Parameter(torch.empty(positions, config.hidden_size))
+            self.position_embedding = nn.Embedding(positions, config.hidden_size)
         self.post_init()
-
-    def init_own_weights(self) -> None:
-        """Normal positions."""
-        if self.position_embedding is not None:
-            init.normal_(self.position_embedding, std=self.config.initializer_range)
 
     def place(self, x: Tensor, positions: Tensor) -> Tensor:
         """Adds the learned positions."""
-        return x if self.position_embedding is None else x + self.position_embedding[positions]
+        return x if self.position_embedding is None else x + self.position_embedding(positions)
 
     def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor] | None:
         """None with learned positions."""
