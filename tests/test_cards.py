@@ -106,4 +106,4 @@ def test_head(path):
 def test_numbers_of_the_authors_are_marked(path):
     text = path.read_text(encoding="utf-8")
     if re.search(r"\b[rg]FID\b[^\n]*\d|\|[^|\n]*\b[rg]FID\b", text):
-        assert re.search(r"reported\s+by\s+the\s+authors", text), "mark the authors' numbers as theirs"
+        assert re.search(r"reported\s+by\s+the\s+authors", text, re.I), "mark the authors' numbers as theirs"
