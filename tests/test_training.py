@@ -366,9 +366,8 @@ def test_incomplete_and_damaged_states(tmp_path):
 
 
 def test_export_loads_in_float32(reference, tmp_path):
-    from hf_vistok.modeling.one_d_piece.modeling_one_d_piece import OneDPieceModel
-
     from hf_vistok.evaluation.reconstruction import doubling_lengths, reconstruction_scores
+    from hf_vistok.modeling.one_d_piece.modeling_one_d_piece import OneDPieceModel
     from hf_vistok.training.export import export_checkpoint, load_trained
 
     folder = export_checkpoint(reference, tmp_path / "out", card="# card")

@@ -42,7 +42,8 @@ def janus():
 
 
 def emu3():
-    return Emu3VQVAE(Emu3VQVAEConfig(codebook_size=16, channel_multiplier=[1, 1], attn_resolutions=[], hidden_size=32, **CONV))
+    sizes = {"channel_multiplier": [1, 1], "attn_resolutions": [], "hidden_size": 32}
+    return Emu3VQVAE(Emu3VQVAEConfig(codebook_size=16, **sizes, **CONV))
 
 
 BUILDERS = {f.__name__: f for f in (kl, vq, dc, chameleon, janus, emu3)}

@@ -85,12 +85,14 @@ class Adapter:
     Attributes:
         system: the family's name.
         presets: published checkpoints by name. The names are those of the lists in the reference's `keys/`.
+        missing: published checkpoints that cannot be loaded yet -> why.
         wrappers: keys under which pickled checkpoints keep their tensors, the preferred first.
         config_files, weight_files: names to look for in a folder or repository.
     """
 
     system: str
     presets: Mapping[str, Preset] = {}
+    missing: Mapping[str, str] = {}
     wrappers: tuple[str, ...] = ("ema", "model_ema", "state_dict", "model", "module")
     config_files: tuple[str, ...] = ("config.json", "config.yaml")
     weight_files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")

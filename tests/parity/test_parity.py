@@ -45,7 +45,9 @@ def test_published_keys_are_taken_exactly(key_list):
     system = key_list.parent.parent.name
     if system not in IMPLEMENTED:
         pytest.skip(f"{system} is not implemented")
-    presets = get_adapter(system).presets
+    presets, missing = get_adapter(system).presets, get_adapter(system).missing
+    if key_list.stem in missing:
+        pytest.skip(f"{system} {key_list.stem}: {missing[key_list.stem]}")
     if key_list.stem not in presets:
         pytest.fail(f"no preset {key_list.stem!r} for {system}; there are {sorted(presets)}")
     preset = presets[key_list.stem]
