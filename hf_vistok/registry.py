@@ -206,7 +206,10 @@ FAMILIES: tuple[Family, ...] = (
         title="ResTok",
         paper="2601.03955",
         tokens="1-128 ids in levels, any prefix",
-        models=(ModelEntry("vistok_restok", "ResTokModel", "ResTokConfig", "restok"),),
+        models=(
+            ModelEntry("vistok_restok", "ResTokModel", "ResTokConfig", "restok"),
+            _prior("vistok_restok_prior", "ResTokPrior", "ResTokPriorConfig", "restok", stem="restok_prior"),
+        ),
         adapter="restok",
     ),
     Family(
@@ -221,6 +224,13 @@ FAMILIES: tuple[Family, ...] = (
                 "DetailFlowConfig",
                 "detailflow",
                 processor="image_processing_adm:AdmCropProcessor",
+            ),
+            _prior(
+                "vistok_detailflow_prior",
+                "DetailFlowPrior",
+                "DetailFlowPriorConfig",
+                "detailflow",
+                stem="detailflow_prior",
             ),
         ),
         adapter="detailflow",
@@ -319,10 +329,23 @@ FAMILIES: tuple[Family, ...] = (
         models=(ModelEntry("vistok_comit", "ComitModel", "ComitConfig", "comit"),),
         adapter="comit",
         code_license="Apache-2.0; parts CC BY-NC 4.0 and Apple/EPFL sample code licence",
-        weights_license="not stated (\"research and academic use\")",
+        weights_license='not stated ("research and academic use")',
         restricted=True,
         parity=1,
         published=3,
+    ),
+    Family(
+        name="seed",
+        title="SEED",
+        paper="2310.01218",
+        tokens="32 causal ids; an image embedding that unCLIP draws",
+        models=(ModelEntry("vistok_seed", "SeedModel", "SeedConfig", "seed"),),
+        adapter="seed",
+        weights_license="Apache-2.0 (tokenizer); CreativeML Open RAIL++-M (unCLIP)",
+        parity=3,
+        published=1,
+        missing="SEED-LLaMA; the contrastive first training stage",
+        extra_names={"AutoencoderKLDecoder": "hf_vistok.modeling.layers.vae"},
     ),
 )
 
@@ -348,6 +371,7 @@ PLAIN_NAMES: dict[str, str] = {
     "FlexTokPipeline": "hf_vistok.pipelines.pipeline_flextok",
     "build_text_tokenizer": "hf_vistok.modeling.text_table.tokenization_text_table",
     "vocabulary_of": "hf_vistok.modeling.text_table.tokenization_text_table",
+    "SeedPipeline": "hf_vistok.pipelines.pipeline_seed",
     "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
     "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",
 }

@@ -3,7 +3,9 @@
 import torch
 
 from hf_vistok.modeling.detailflow.configuration_detailflow import DetailFlowConfig
+from hf_vistok.modeling.detailflow.configuration_detailflow_prior import DetailFlowPriorConfig
 from hf_vistok.modeling.detailflow.modeling_detailflow import DetailFlowModel
+from hf_vistok.modeling.detailflow.modeling_detailflow_prior import DetailFlowPrior
 
 from .tiny import Tiny
 
@@ -33,6 +35,19 @@ SIZES = {
 }
 
 
+PRIOR = {
+    "codebook_size": 32,
+    "num_image_tokens": 16,
+    "num_classes": 5,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "multiple_of": 16,
+    "group_size": 4,
+    "num_causal_tokens": 4,
+}
+
+
 def build() -> dict[str, Tiny]:
     """The models by name."""
 
@@ -44,7 +59,12 @@ def build() -> dict[str, Tiny]:
         return {"teacher_pooled": pooled, "correct_from": 4}
 
     no_correction = {r"refined_tokens|refine_proj": "they belong to self-correction", r"global_head": "no teacher"}
+
+    def prior() -> DetailFlowPrior:
+        return DetailFlowPrior(DetailFlowPriorConfig(**PRIOR)).eval()
+
     return {
+        "detailflow-prior": Tiny(prior),
         "detailflow": Tiny(tokenizer(), forward_kwargs=teacher),
         "detailflow-coarse": Tiny(
             tokenizer(causal_encoder=False), forward_kwargs={"num_tokens": 4}, grad_free=no_correction

@@ -3,7 +3,9 @@
 import torch
 
 from hf_vistok.modeling.restok.configuration_restok import ResTokConfig
+from hf_vistok.modeling.restok.configuration_restok_prior import ResTokPriorConfig
 from hf_vistok.modeling.restok.modeling_restok import ResTokModel
+from hf_vistok.modeling.restok.modeling_restok_prior import ResTokPrior
 
 from .tiny import Tiny
 
@@ -35,6 +37,19 @@ PLAIN = {
 }
 
 
+PRIOR = {
+    "codebook_size": 32,
+    "num_image_tokens": 8,
+    "num_classes": 5,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "multiple_of": 16,
+    "num_causal_tokens": 2,
+    "num_special_tokens": 7,
+}
+
+
 def build() -> dict[str, Tiny]:
     """The models by name."""
 
@@ -46,7 +61,11 @@ def build() -> dict[str, Tiny]:
         keep = torch.tensor([4, 8, 2, 1])[:batch]
         return {"teacher_pooled": draws[:, 0], "teacher_features": draws[:, 1:], "keep": keep}
 
+    def prior() -> ResTokPrior:
+        return ResTokPrior(ResTokPriorConfig(**PRIOR)).eval()
+
     return {
+        "restok-prior": Tiny(prior),
         "restok": Tiny(tokenizer(alignment_dim=6, alignment_margin=2.0), forward_kwargs=supervised),
         "restok-plain": Tiny(
             tokenizer(**PLAIN), grad_free={r"latent_mask_token": "no token is left out without nested dropout"}

@@ -15,7 +15,13 @@ def build() -> dict[str, Tiny]:
     def forward_kwargs(batch: int) -> dict[str, torch.Tensor]:
         return {**teacher(batch), "keep": torch.tensor([2, 5, 8, 1])[:batch]}
 
-    def tokenizer() -> ReTokModel:
-        return ReTokModel(ReTokConfig(**SIZES, num_redundant_tokens=5)).eval()
+    def tokenizer(**options):
+        return lambda: ReTokModel(ReTokConfig(**{**SIZES, "num_redundant_tokens": 5, **options})).eval()
 
-    return {"retok": Tiny(tokenizer, forward_kwargs=forward_kwargs)}
+    def lengths(batch: int) -> dict[str, torch.Tensor]:
+        return {"keep": torch.tensor([2, 5, 8, 1])[:batch]}
+
+    return {
+        "retok": Tiny(tokenizer(), forward_kwargs=forward_kwargs),
+        "retok-converted": Tiny(tokenizer(redundant_decoder=False, alignment_depth=None), forward_kwargs=lengths),
+    }

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset
+from .llamagen import PRIOR_DROPS, PRIOR_RENAMES, SIZES, prior_config_fields
 
 # google/siglip2-so400m-patch16-naflex, of which the encoder is the first layers
 SIGLIP2 = {
@@ -33,6 +34,10 @@ TOKENIZER_DROPS = {
     r"quantize\.codebook_used": "the last 65,536 ids of training, kept for a usage figure",
     r"repa_model\..*": "the SigLIP2 that training aligns with, a frozen teacher",
 }
+
+
+PUBLISHED_SCALES = {128: 1.45, 256: 1.5, 512: 1.32}
+SAMPLING = {"cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +110,20 @@ def _drop_batch_axes(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def prior_plan(config: dict[str, Any]) -> Plan:
+    """The plan of a prior: LlamaGen's `ModelArgs` with groups."""
+    from ..modeling.detailflow.configuration_detailflow_prior import DetailFlowPriorConfig
+    from ..modeling.detailflow.modeling_detailflow_prior import DetailFlowPrior
+
+    flat = flat_config(config)
+    group = flat.get("group_size", 8)
+    groups = {"group_size": group, "num_causal_tokens": flat.get("causal_num") or group}
+    ours = DetailFlowPriorConfig(**prior_config_fields(flat), **groups)
+    settings = {**SAMPLING, "cfg_schedule": "constant", "cfg_scale": PUBLISHED_SCALES.get(ours.num_image_tokens, 1.45)}
+    renames = [*PRIOR_RENAMES, (r"^spe_tok_embeddings\.special_embeddings\.", "special_embedding.")]
+    return Plan({"prior": Part(DetailFlowPrior, ours, settings)}, renames, PRIOR_DROPS)
+
+
 class DetailFlowAdapter(Adapter):
     """DetailFlow's tokenizers and priors."""
 
@@ -114,13 +133,16 @@ class DetailFlowAdapter(Adapter):
     weight_files = ("checkpoints/128.pt", "checkpoints/256.pt", "checkpoints/512.pt", *Adapter.weight_files)
 
     def recognise(self, config: dict[str, Any]) -> str | None:
-        """The dataclass dump of the tokenizer."""
+        """The dataclass dump of the tokenizer, or of the prior."""
         flat = flat_config(config)
+        if {"dim", "n_layer", "group_size", "causal_num"} <= set(flat):
+            return "ar_prior"
         return "tokenizer" if {"enc_type", "causal_num", "group_size", "codebook_embed_dim"} <= set(flat) else None
 
     def plan(self, component: str, config: dict[str, Any]) -> Plan:
         """See the functions above."""
-        return tokenizer_plan(config) if component == "tokenizer" else super().plan(component, config)
+        plans = {"tokenizer": tokenizer_plan, "ar_prior": prior_plan}
+        return plans[component](config) if component in plans else super().plan(component, config)
 
     def processor(self, component: str, config: dict[str, Any]) -> Any:
         """ADM's centre crop, [-1, 1]."""
@@ -151,6 +173,23 @@ def _tokenizer(tokens: int) -> Preset:
     return Preset("tokenizer", config, f"ByteFlow-AI/DetailFlow-{tokens // 8}", f"checkpoints/{tokens}.pt")
 
 
-DetailFlowAdapter.presets = {f"DetailFlow-{tokens // 8}": _tokenizer(tokens) for tokens in (128, 256, 512)}
+def _prior(tokens: int) -> Preset:
+    config = {
+        **SIZES["L"],
+        "vocab_size": 8192,
+        "block_size": tokens,
+        "num_classes": 1000,
+        "cls_token_num": 1,
+        "model_type": "c2i",
+        "group_size": 8,
+        "causal_num": 8,
+    }
+    return Preset("ar_prior", config, f"ByteFlow-AI/DetailFlow-{tokens // 8}-GPT-L", f"checkpoints/{tokens}.pt")
+
+
+DetailFlowAdapter.presets = {
+    **{f"DetailFlow-{tokens // 8}": _tokenizer(tokens) for tokens in (128, 256, 512)},
+    **{f"DetailFlow-{tokens // 8}-GPT-L": _prior(tokens) for tokens in (128, 256, 512)},
+}
 
 ADAPTER = DetailFlowAdapter()

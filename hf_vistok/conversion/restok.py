@@ -3,6 +3,7 @@
 from typing import Any
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset
+from .llamagen import PRIOR_DROPS, PRIOR_RENAMES, SIZES, prior_config_fields
 from .titok import VQGAN_RENAMES, up_renames
 
 VIT_SIZES = {"large": {"width": 1024, "layers": 24, "heads": 16}}
@@ -24,6 +25,11 @@ TOKENIZER_DROPS = {
     r"(_orig_mod\.)?vf_proj(_dec)?\..*": "heads of the alignment with DINOv3, for training",
     r"(_orig_mod\.)?foundation_model\..*": "DINOv3 itself, the teacher",
     r"(_orig_mod\.)?decoder\.feat_mask_token": "queries of the alignment with DINOv3, for training",
+}
+SPECIAL_RENAME = (r"^spe_tok_embeddings\.special_embeddings\.", "special_embedding.")
+PRIOR_SETTINGS = {
+    **{"cfg_scale": 3.75, "cfg_schedule": "step", "cfg_window_start": 0.25, "cfg_window_end": 1.0, "cfg_num_steps": 0},
+    **{"cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "min_p": 0.0},
 }
 # option -> the value that all published weights have
 FIXED = {
@@ -109,13 +115,26 @@ def _surgery(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def prior_plan(config: dict[str, Any]) -> Plan:
+    """The plan of the hierarchical prior: LlamaGen's `ModelArgs` with `ar_token_num` and `spe_token_num`."""
+    from ..modeling.restok.configuration_restok_prior import ResTokPriorConfig
+    from ..modeling.restok.modeling_restok_prior import ResTokPrior
+
+    special = {"num_causal_tokens": config["ar_token_num"], "num_special_tokens": config["spe_token_num"]}
+    ours = ResTokPriorConfig(**prior_config_fields(config), **special)
+    renames = [(r"^_orig_mod\.", ""), *PRIOR_RENAMES, SPECIAL_RENAME]
+    return Plan({"prior": Part(ResTokPrior, ours, PRIOR_SETTINGS)}, renames, PRIOR_DROPS)
+
+
 class ResTokAdapter(Adapter):
     """ResTok's tokenizer and prior."""
 
     system = "restok"
 
     def recognise(self, config: dict[str, Any]) -> str | None:
-        """The tree of the tokenizer."""
+        """The tree of the tokenizer, or the prior's `ModelArgs`."""
+        if {"dim", "n_layer", "ar_token_num", "spe_token_num"} <= set(config):
+            return "ar_prior"
         model = config.get("model")
         vq = model.get("vq_model") if isinstance(model, dict) else None
         if isinstance(vq, dict) and {"hierarchy_stages", "latent_hierarchy"} <= set(vq):
@@ -124,7 +143,8 @@ class ResTokAdapter(Adapter):
 
     def plan(self, component: str, config: dict[str, Any]) -> Plan:
         """See the functions above."""
-        return tokenizer_plan(config) if component == "tokenizer" else super().plan(component, config)
+        plans = {"tokenizer": tokenizer_plan, "ar_prior": prior_plan}
+        return plans[component](config) if component in plans else super().plan(component, config)
 
     def processor(self, component: str, config: dict[str, Any]) -> Any:
         """Shorter side resized (bicubic), centre crop, [0, 1]."""
@@ -158,7 +178,20 @@ TOKENIZER = {
     },
     "dataset": {"preprocessing": {"crop_size": 256}},
 }
+PRIOR = {
+    **SIZES["L"],
+    "vocab_size": 8192,
+    "block_size": 128,
+    "num_classes": 1000,
+    "cls_token_num": 1,
+    "model_type": "c2i",
+    "ar_token_num": 4,
+    "spe_token_num": 127,
+}
 ResTokAdapter.presets = {
+    "llamagen_l_c2i_restok_l_128.r256_in1k": Preset(
+        "ar_prior", PRIOR, "xushu-me/llamagen_l_c2i_restok_l_128.r256_in1k"
+    ),
     "restok_l_128.r256_in1k": Preset("tokenizer", TOKENIZER, "xushu-me/restok_l_128.r256_in1k"),
 }
 

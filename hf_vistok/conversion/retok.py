@@ -1,10 +1,15 @@
 """Original checkpoints of ReToK: GigaTok's layout with one more table of positions on each side."""
 
+from dataclasses import replace
 from typing import Any
 
 from .adapter import Plan, Preset
 from .gigatok import MODEL_CLASSES, GigaTokAdapter, gigatok_config_fields, tokenizer_config, tokenizer_plan
 
+TRAINING_DROPS = {
+    r"s1to2decoder\.distill_mlp\..*": "the head that training aligns with DINOv2; pictures do without",
+    r"s1to2decoder\.latent_token_positional_embedding_comp": "of redundant tokens, which only training decodes",
+}
 HEAD_TOKENS = 32  # fixed in the authors' code: so many first tokens have no redundant twin
 
 
@@ -29,7 +34,9 @@ class ReTokAdapter(GigaTokAdapter):
         fields = gigatok_config_fields(config)
         head = config.get("fixture_overrides", {}).get("head_tokens", HEAD_TOKENS)
         redundant = fields["num_latent_tokens"] - head
-        return tokenizer_plan(ReTokModel, ReTokConfig(**fields, num_redundant_tokens=redundant))
+        fields |= {"num_redundant_tokens": redundant, "redundant_decoder": False, "alignment_depth": None}
+        plan = tokenizer_plan(ReTokModel, ReTokConfig(**fields))
+        return replace(plan, drops={**plan.drops, **TRAINING_DROPS})
 
 
 ReTokAdapter.presets = {

@@ -17,6 +17,7 @@ class GigaTokConfig(ImageTokenizerConfig):
         layout (`str`): "1d" (a sequence of `num_latent_tokens`) or "2d" (one token per grid position).
         num_latent_tokens (`int`): tokens of the 1-D layout.
         num_redundant_tokens (`int`): ReToK's extra latents behind them; they start as copies of the last queries.
+        redundant_decoder (`bool`): whether the decoder has positions for them, as training needs and pictures do not.
         query_init (`str`): how the 1-D encoder's queries start: "multi_level" (averages over ever finer blocks),
             "mean" (one average, repeated) or "learned".
         hidden_channels (`int`): width that the multipliers of the convolutional codec multiply.
@@ -47,6 +48,7 @@ class GigaTokConfig(ImageTokenizerConfig):
     layout: str = "1d"
     num_latent_tokens: int = 256
     num_redundant_tokens: int = 0
+    redundant_decoder: bool = True
     query_init: str = "multi_level"
     hidden_channels: int = 128
     encoder_channel_mult: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)

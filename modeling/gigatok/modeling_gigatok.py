@@ -47,21 +47,21 @@ class TokenTransformer(nn.Module):
 
     Args:
         config: of the model.
-        input_dim: width of what is read.
         width, num_layers, num_heads: of the layers.
+        num_redundant: positions of redundant tokens (ReToK).
     """
 
-    def __init__(self, config: GigaTokConfig, input_dim: int, width: int, num_layers: int, num_heads: int) -> None:
+    def __init__(self, config: GigaTokConfig, width: int, num_layers: int, num_heads: int, num_redundant: int) -> None:
         super().__init__()
         self.initializer_range, self.grid_size = config.initializer_range, config.grid_size
-        self.norm_pre = nn.LayerNorm(input_dim)
-        self.embed = nn.Linear(input_dim, width)
+        self.norm_pre = nn.LayerNorm(config.z_channels)
+        self.embed = nn.Linear(config.z_channels, width)
         self.position_embedding = nn.Parameter(torch.empty(config.grid_size**2, width))
         self.latent_position_embedding = self.redundant_position_embedding = None
         if config.layout == "1d":
             self.latent_position_embedding = nn.Parameter(torch.empty(config.num_latent_tokens, width))
-        if config.num_redundant_tokens:
-            self.redundant_position_embedding = nn.Parameter(torch.empty(config.num_redundant_tokens, width))
+        if num_redundant:
+            self.redundant_position_embedding = nn.Parameter(torch.empty(num_redundant, width))
         cross = config.layout == "1d" or config.grid_cross_attention
         self.layers = nn.ModuleList(
             QueryBlock(width, num_heads, 4 * width, cross_attention=cross, config=config) for _ in range(num_layers)
@@ -84,8 +84,8 @@ class GigaTokEncoder(TokenTransformer):
     """Features of the convolutional encoder to tokens."""
 
     def __init__(self, config: GigaTokConfig) -> None:
-        width = config.encoder_hidden_size
-        super().__init__(config, config.z_channels, width, config.encoder_num_layers, config.encoder_num_heads)
+        width, redundant = config.encoder_hidden_size, config.num_redundant_tokens
+        super().__init__(config, width, config.encoder_num_layers, config.encoder_num_heads, redundant)
         self.query_init, self.num_queries = config.query_init, config.num_latent_tokens
         self.num_redundant, self.latent_tokens = config.num_redundant_tokens, None
         if config.layout == "1d" and config.query_init == "learned":
@@ -123,8 +123,8 @@ class GigaTokDecoder(TokenTransformer):
     """Tokens to features of the convolutional decoder, and to the features that training aligns."""
 
     def __init__(self, config: GigaTokConfig) -> None:
-        width = config.decoder_hidden_size
-        super().__init__(config, config.z_channels, width, config.decoder_num_layers, config.decoder_num_heads)
+        width, redundant = config.decoder_hidden_size, config.num_redundant_tokens * config.redundant_decoder
+        super().__init__(config, width, config.decoder_num_layers, config.decoder_num_heads, redundant)
         self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
         self.alignment_depth = config.alignment_depth
         if config.alignment_depth is not None:

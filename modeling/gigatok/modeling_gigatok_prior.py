@@ -27,7 +27,7 @@ class GigaTokPrior(LlamaGenPrior):
         "cfg_window_start": 0.18,
         "cfg_window_end": 1.0,
     }
-    schedule_settings = ("cfg_schedule", "cfg_window_start", "cfg_window_end")
+    schedule_settings = ("cfg_schedule", "cfg_window_start", "cfg_window_end", "cfg_min_scale")
 
     def __init__(self, config: GigaTokPriorConfig) -> None:
         super().__init__(config)

@@ -31,7 +31,7 @@ def scheduled_scale(
     *,
     window_start: float = 0.0,
     window_end: float = 1.0,
-    min_scale: float = 1.0 + SPARE,
+    min_scale: float | None = None,
 ) -> float:
     """
     Weight of guidance at a point of the sequence.
@@ -41,12 +41,13 @@ def scheduled_scale(
         scale: the full weight.
         ratio: where the sequence is, in [0, 1].
         window_start, window_end: of "step", "rectangular" and "linear_constant" (which rises until the start).
-        min_scale: the weight where guidance is off.
+        min_scale: the weight where guidance is off, a little above 1 where None.
 
     Raises:
         ValueError: for an unknown schedule.
     """
     if schedule not in STRENGTHS:
         raise ValueError(f"cfg_schedule must be one of {', '.join(STRENGTHS)}, got {schedule!r}.")
+    min_scale = 1.0 + SPARE if min_scale is None else min_scale
     strength = STRENGTHS[schedule](ratio, window_start, window_end)
     return min_scale + (scale - min_scale) * strength

@@ -49,9 +49,11 @@ class ReTokModel(GigaTokModel):
             lengths: tokens that stay, int64 `(B,)`.
 
         Returns:
-            bool `(B, N + redundant)`.
+            bool `(B, N + redundant)`, or the prefix alone, `(B, N)`, without `config.redundant_decoder`.
         """
         count, redundant = self.config.num_latent_tokens, self.config.num_redundant_tokens
+        if not self.config.redundant_decoder:
+            return torch.arange(count, device=lengths.device) < lengths[:, None]
         slots = torch.arange(count + redundant, device=lengths.device)
         kept = (slots < count) & (slots < lengths[:, None])
         twins = (slots >= count) & (slots - redundant >= lengths[:, None])
@@ -83,12 +85,13 @@ class ReTokModel(GigaTokModel):
         _, output = self.encode_features(features)
         keep = (keep_lengths(len(pixel_values), count) if keep is None else keep).to(pixel_values.device)
         mask = self.padded_mask(keep)
-        decoded = self.decode_features(output.quantized, mask)
+        latents = output.quantized[:, : mask.shape[1]]
+        decoded = self.decode_features(latents, mask)
         sample = self.decoder(decoded)
         losses = {"reconstruction_loss": F.mse_loss(sample, pixel_values), **output.losses}
         if teacher_features is not None:
             weights = 1 - (keep - 1) / count
-            losses["alignment_loss"] = self._alignment_loss(output.quantized, mask, teacher_features, weights)
+            losses["alignment_loss"] = self._alignment_loss(latents, mask, teacher_features, weights)
         if auxiliary:
             losses["feature_reconstruction_loss"] = F.mse_loss(decoded, features)
             losses["direct_reconstruction_loss"] = F.mse_loss(self.decoder(features), pixel_values)

@@ -40,4 +40,17 @@ def tokenizer(case: Case) -> dict:
 
 
 TEACHER = {"teacher_features": "the frozen SigLIP2 is not part of the tokenizer; transformers has it"}
-HOOKS = {"tokenizer": Hook(tokenizer, TEACHER)}
+
+
+def ar_prior(case: Case) -> dict:
+    model, inputs = case.model, case.inputs
+    ids, labels = inputs["token_ids"], inputs["class_labels"]
+    results = {"logits": model(ids, labels).logits, "logits_uncond": model(ids, labels, null=True).logits}
+    for name, match in case.matching(r"greedy_cfg([\d.]+)(_gradual)?"):
+        schedule = "gradual" if match[2] else "constant"
+        settings = {"cfg_scale": float(match[1]), "cfg_schedule": schedule, "temperature": 0}
+        results[name] = model.generate(labels, **settings).token_ids
+    return results
+
+
+HOOKS = {"tokenizer": Hook(tokenizer, TEACHER), "ar_prior": Hook(ar_prior)}

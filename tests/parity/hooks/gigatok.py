@@ -43,7 +43,8 @@ def ar_prior(case: Case) -> dict:
     for name, match in case.matching(r"greedy_(\w+)"):
         settings = dict(case.meta["sampling"][match[1]])
         window = settings.pop("cfg_schedule_kwargs", {})
-        settings = {"cfg_schedule": "constant", **settings, **{f"cfg_{key}": value for key, value in window.items()}}
+        window = {f"cfg_{key}".replace("cfg_min_cfg_", "cfg_min_"): value for key, value in window.items()}
+        settings = {"cfg_schedule": "constant", **settings, **window}
         results[name] = model.generate(labels, **settings, temperature=0, top_k=0, num_tokens=ids.shape[1]).token_ids
     for name, match in case.matching(r"probs_t([\d.]+)_topk(\d+)_topp([\d.]+)_at_(\d+)"):
         sampler = TokenSampler(temperature=float(match[1]), top_k=int(match[2]), top_p=float(match[3]))

@@ -30,4 +30,17 @@ def tokenizer(case: Case) -> dict:
     return results
 
 
-HOOKS = {"tokenizer": Hook(tokenizer)}
+def ar_prior(case: Case) -> dict:
+    model, inputs = case.model, case.inputs
+    ids, labels = inputs["token_ids"], inputs["class_labels"]
+    results = {"logits": model(ids, labels).logits, "logits_uncond": model(ids, labels, null=True).logits}
+    for name, match in case.matching(r"greedy_(\w+)"):
+        settings = dict(case.meta["sampling"][match[1]])
+        window = settings.pop("cfg_schedule_kwargs", {})
+        window = {f"cfg_{key}".replace("cfg_min_cfg_", "cfg_min_"): value for key, value in window.items()}
+        settings = {"cfg_schedule": "constant", **settings, **window}
+        results[name] = model.generate(labels, **settings, temperature=0, top_p=1.0).token_ids
+    return results
+
+
+HOOKS = {"tokenizer": Hook(tokenizer), "ar_prior": Hook(ar_prior)}

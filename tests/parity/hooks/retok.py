@@ -19,7 +19,6 @@ def tokenizer(case: Case) -> dict:
         "decoder_spatial_feature": model.decode_features(encoded.latents),
         "decoded": model.decode(encoded.latents).sample,
         "decoded_from_ids": model.decode_tokens(encoded.token_ids).sample,
-        "distill_feature": lambda: model.alignment_features(encoded.latents),
     }
     for name, match in case.matching(r"decoded_first(\d+)"):
         results[name] = model.decode(model.encode(image, num_tokens=int(match[1])).latents).sample
