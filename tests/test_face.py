@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ BASES = {
     "one_d_piece": {"titok"},
     "titok": {"maskgit_vqgan"},
     "retok": {"gigatok"},
+    "gigatok": {"llamagen"},
+    "detailflow": {"llamagen"},
+    "restok": {"llamagen"},
     "fqgan": {"llamagen"},
     "ta_titok": {"titok"},
     "flowtok": {"ta_titok"},
@@ -31,6 +35,7 @@ BASES = {
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
 
 
+@cache
 def imports(path: Path) -> list[tuple[int, str]]:
     """(level, module) of each import in a file; level 0 is absolute. `from . import x` gives "x"."""
     found = []
