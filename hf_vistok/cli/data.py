@@ -26,32 +26,23 @@ def emoji(
     """Build the emoji data set from packages of the npm registry. Running it again does nothing."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from hf_vistok.data.emoji import DataError, build_emoji
+    from hf_vistok.data.emoji import build_emoji
 
     output = output or Path("data") / f"emoji-{size}"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("packages", total=None)
-        try:
-            info = build_emoji(
-                output,
-                size=size,
-                styles=style or None,
-                skin_tones=skin_tones,
-                flags=flags,
-                workers=workers,
-                overwrite=overwrite,
-                on_package=lambda name: progress.update(task, description=f"fetching {name}"),
-                on_total=lambda total: progress.update(task, description="drawing", total=total),
-                on_done=lambda count: progress.advance(task, count),
-            )
-        except (DataError, OSError) as error:
-            progress.stop()
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
+        info = build_emoji(
+            output,
+            size=size,
+            styles=style or None,
+            skin_tones=skin_tones,
+            flags=flags,
+            workers=workers,
+            overwrite=overwrite,
+            on_package=lambda name: progress.update(task, description=f"fetching {name}"),
+            on_total=lambda total: progress.update(task, description="drawing", total=total),
+            on_done=lambda count: progress.advance(task, count),
+        )
     splits = ", ".join(f"{count} {name}" for name, count in info["splits"].items())
     typer.echo(f"{output}: {info['images']} pictures of {size} x {size} ({splits}; {info['failed']} not drawable)")
-
-
-if __name__ == "__main__":
-    app()

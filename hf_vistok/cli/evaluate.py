@@ -19,25 +19,20 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of a table.")] = False,
 ) -> None:
     """Print the PSNR of a tokenizer's reconstructions by the number of tokens."""
-    from hf_vistok.data.emoji import DataError
     from hf_vistok.data.sources import open_source
     from hf_vistok.evaluation.reconstruction import as_rows, markdown_table, reconstruction_scores
     from hf_vistok.training.stages import sample_some
 
-    try:
-        model = load_tokenizer(checkpoint)
-        source = open_source(kind, data, model.config.image_size, split=split)
-        images = sample_some(source, limit)
-        scores = reconstruction_scores(model, images, tokens, batch_size)
-        if sheet is not None:
-            write_sheet(model, images, sheet, [score.num_tokens for score in scores])
-    except (DataError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    model = load_tokenizer(checkpoint)
+    images = sample_some(open_source(kind, data, model.config.image_size, split=split), limit)
+    scores = reconstruction_scores(model, images, tokens, batch_size)
+    if sheet is not None:
+        write_sheet(model, images, sheet, [score.num_tokens for score in scores])
     if as_json:
         typer.echo(json.dumps({"pictures": len(images), "scores": as_rows(scores)}))
         return
-    typer.echo(f"{len(images)} pictures, {split} split of {data}\n")
+    part = f", {split} split" if kind in ("emoji", "hub") else ""
+    typer.echo(f"{len(images)} pictures of {data}{part}\n")
     typer.echo(markdown_table(scores))
 
 
@@ -64,7 +59,3 @@ def write_sheet(model, images, path: Path, lengths: list[int], count: int = 12) 
         rows.append((str(length), (fake * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(path, rows, zoom=2)
-
-
-if __name__ == "__main__":
-    typer.run(evaluate)

@@ -20,34 +20,26 @@ def train(
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     """Train a recipe; after a stop or a kill, the same command goes on. Under torchrun: -m hf_vistok.cli.train."""
-    from hf_vistok.data.emoji import DataError
-    from hf_vistok.training.recipe import RecipeError, load_recipe
+    from hf_vistok.training.recipe import load_recipe
 
-    try:
-        parsed = load_recipe(recipe, overrides)  # a wrong recipe is refused before torch is imported
-        from hf_vistok.training.checkpoint import CheckpointError
-        from hf_vistok.training.core import Trainer, TrainingStopped
-    except RecipeError as error:
-        raise _fail(error) from error
-    try:
-        trainer = Trainer(parsed, output, resume=resume, overfit_one_batch=overfit_one_batch, quiet=quiet)
-        if dry_run:
-            for name, value in trainer.dry_run().items():
-                typer.echo(f"{name}: {value}")
-            return
-        trainer.run(stop_after)
-        if export is not None and trainer.main:
-            from hf_vistok.training.export import export_checkpoint
+    parsed = load_recipe(recipe, overrides)  # a wrong recipe is refused before torch is imported
+    from hf_vistok.training.core import Trainer
 
-            typer.echo(f"wrote {export_checkpoint(trainer.output, export)}")
-    except (RecipeError, DataError, CheckpointError, TrainingStopped) as error:
-        raise _fail(error) from error
+    trainer = Trainer(parsed, output, resume=resume, overfit_one_batch=overfit_one_batch, quiet=quiet)
+    if dry_run:
+        for name, value in trainer.dry_run().items():
+            typer.echo(f"{name}: {value}")
+        return
+    trainer.run(stop_after)
+    if export is not None and trainer.main:
+        from hf_vistok.training.export import export_checkpoint
+
+        typer.echo(f"wrote {export_checkpoint(trainer.output, export)}")
 
 
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)
+if __name__ == "__main__":  # what torchrun starts
+    import sys
 
+    from hf_vistok.cli.main import main
 
-if __name__ == "__main__":
-    typer.run(train)
+    sys.exit(main(["train", *sys.argv[1:]]))
