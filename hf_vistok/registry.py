@@ -156,6 +156,8 @@ FAMILIES: tuple[Family, ...] = (
         adapter="gigatok",
         code_license="MIT",
         weights_license="MIT (not stated separately)",
+        parity=3,
+        published=11,
     ),
     Family(
         name="fqgan",
@@ -192,6 +194,8 @@ FAMILIES: tuple[Family, ...] = (
         code_license="none stated",
         weights_license="none stated",
         restricted=True,
+        parity=1,
+        published=2,
     ),
     Family(
         name="wrapped",
@@ -211,6 +215,8 @@ FAMILIES: tuple[Family, ...] = (
             _prior("vistok_restok_prior", "ResTokPrior", "ResTokPriorConfig", "restok", stem="restok_prior"),
         ),
         adapter="restok",
+        parity=2,
+        published=2,
     ),
     Family(
         name="detailflow",
@@ -234,6 +240,8 @@ FAMILIES: tuple[Family, ...] = (
             ),
         ),
         adapter="detailflow",
+        parity=2,
+        published=6,
     ),
     Family(
         name="rar",
@@ -244,6 +252,8 @@ FAMILIES: tuple[Family, ...] = (
         adapter="rar",
         weights_license="Apache-2.0 (README: research purposes only)",
         restricted=True,
+        parity=1,
+        published=4,
     ),
     Family(
         name="karl",

@@ -10,6 +10,18 @@ from torch.nn import functional as F
 from .posterior import DiagonalGaussian
 
 
+class AutoencoderKLDecoder(AutoencoderKL):
+    """An AutoencoderKL that only decodes: decoders of codes never use, and here do not hold, the encoding half."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.encoder = self.quant_conv = None
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused."""
+        raise ValueError("This VAE has no encoder: it belongs to a decoder of codes.")
+
+
 def build_vae(config: dict[str, Any]) -> AutoencoderKL:
     """A frozen AutoencoderKL of a configuration; keys that start with "_" are diffusers' own notes."""
     vae = AutoencoderKL(**{name: value for name, value in config.items() if not name.startswith("_")})
