@@ -157,7 +157,7 @@ FAMILIES: tuple[Family, ...] = (
         code_license="MIT",
         weights_license="MIT (not stated separately)",
         parity=3,
-        published=11,
+        published=8,
     ),
     Family(
         name="fqgan",
@@ -357,6 +357,18 @@ FAMILIES: tuple[Family, ...] = (
         missing="SEED-LLaMA; the contrastive first training stage",
         extra_names={"AutoencoderKLDecoder": "hf_vistok.modeling.layers.vae"},
     ),
+    Family(
+        name="rae",
+        title="RAE",
+        paper="2510.11690",
+        tokens="tokens of DINOv2, SigLIP 2 or MAE on a grid (768-d), 256 or 1024",
+        models=(ModelEntry("vistok_rae", "RaeModel", "RaeConfig", "rae"),),
+        adapter="rae",
+        code_license="MIT",
+        weights_license="see the card; MAE's encoder is CC BY-NC 4.0",
+        parity=2,
+        published=4,
+    ),
 )
 
 # Public names that belong to no family: name -> module.
@@ -381,6 +393,8 @@ PLAIN_NAMES: dict[str, str] = {
     "FlexTokPipeline": "hf_vistok.pipelines.pipeline_flextok",
     "build_text_tokenizer": "hf_vistok.modeling.text_table.tokenization_text_table",
     "vocabulary_of": "hf_vistok.modeling.text_table.tokenization_text_table",
+    "MaskGenPipeline": "hf_vistok.pipelines.pipeline_maskgen",
+    "FlowTokPipeline": "hf_vistok.pipelines.pipeline_flowtok",
     "SeedPipeline": "hf_vistok.pipelines.pipeline_seed",
     "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
     "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",

@@ -159,6 +159,7 @@ class AutoregressivePipeline(ImageTokenPipeline):
 
     def _check_prior_options(self, options: dict[str, Any]) -> None:
         known = set(inspect.signature(self.prior.generate).parameters) - {"options", "kwargs", "self"}
+        known |= set(self.prior.schedule_settings)
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError(f"{type(self.prior).__name__}.generate does not take {', '.join(unknown)}.")

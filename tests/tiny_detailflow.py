@@ -23,7 +23,7 @@ SIZES = {
     "decoder_intermediate_size": 48,
     "decoder_num_layers": 2,
     "decoder_num_heads": 4,
-    "num_latent_tokens": 12,
+    "num_latent_tokens": 16,
     "group_size": 4,
     "num_causal_tokens": 4,
     "codebook_size": 32,

@@ -105,6 +105,10 @@ class Adapter:
         """How a component with this original configuration is built. Pure; takes all sizes from `config`."""
         raise ConversionError(f"{self.system} has no component {component!r}.")
 
+    def wrappers_of(self, component: str) -> tuple[str, ...]:
+        """`wrappers` for a component, where its files prefer others."""
+        return self.wrappers
+
     def processor(self, component: str, config: dict[str, Any]) -> Any:
         """The processor of a tokenizer with this original configuration, None where the component has none."""
         return None

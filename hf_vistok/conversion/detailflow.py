@@ -128,9 +128,12 @@ class DetailFlowAdapter(Adapter):
     """DetailFlow's tokenizers and priors."""
 
     system = "detailflow"
-    # tokenizers are evaluated without the moving average
-    wrappers = ("model", "ema", "state_dict", "module")
     weight_files = ("checkpoints/128.pt", "checkpoints/256.pt", "checkpoints/512.pt", *Adapter.weight_files)
+
+    def wrappers_of(self, component: str) -> tuple[str, ...]:
+        """The authors evaluate priors with the moving average and tokenizers without."""
+        first = ("model", "ema") if component == "tokenizer" else ("ema", "model")
+        return (*first, "state_dict", "module")
 
     def recognise(self, config: dict[str, Any]) -> str | None:
         """The dataclass dump of the tokenizer, or of the prior."""

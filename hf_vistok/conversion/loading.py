@@ -97,7 +97,7 @@ class OriginalCheckpoint:
         for name in names:
             path = fetch(self.source, name, **self.hub)
             if path is not None:
-                return read_state_dict(path, self.adapter.wrappers)
+                return read_state_dict(path, self.adapter.wrappers_of(self.component))
             shards = self._shards(name)
             if shards:
                 return {key: tensor for shard in shards for key, tensor in read_state_dict(shard).items()}

@@ -27,10 +27,6 @@ class DetailFlowPrior(BlockPrior):
     def __init__(self, config: DetailFlowPriorConfig) -> None:
         super().__init__(config, config.group_size - 1)
 
-    def step_lengths(self, num_tokens: int) -> list[int]:
-        """See the base class."""
-        return self.config.step_lengths
-
     def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """Rows are groups, columns places in a group; the class position has zero queries and keys."""
         config = self.config

@@ -202,7 +202,9 @@ def split_prefix(lengths: Sequence[int], given: int) -> int:
         total, step = total + lengths[step], step + 1
     if total != given:
         ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-        raise ValueError(f"prior_token_ids has {given} tokens; steps end after {ends} tokens.")
+        raise ValueError(
+            f"prior_token_ids and num_tokens must end with a step: {given} tokens; steps end after {ends}."
+        )
     return step
 
 

@@ -20,7 +20,8 @@ from .modeling_llamagen_prior import LlamaGenPrior
 
 class BlockPrior(LlamaGenPrior):
     """
-    A family says how many tokens each step writes (`step_lengths`) and where positions lie (`rotary`).
+    A family's configuration says how many tokens each step writes (`step_lengths`), the family where
+    positions lie (`rotary`).
 
     Args:
         config: of the family.
@@ -31,6 +32,11 @@ class BlockPrior(LlamaGenPrior):
         super().__init__(config)
         self.special_embedding = nn.Embedding(num_special_tokens, config.hidden_size)
         self.post_init()
+
+    def step_lengths(self, num_tokens: int) -> list[int]:
+        """Those steps of `config.step_lengths` that write the first `num_tokens` tokens."""
+        lengths = self.config.step_lengths
+        return lengths[: split_prefix(lengths, num_tokens)]
 
     def _specials(self, step: int) -> tuple[int, int]:
         """First and last (exclusive) special token of a step; they are used up in order."""

@@ -30,10 +30,6 @@ class ResTokPrior(BlockPrior):
     def __init__(self, config: ResTokPriorConfig) -> None:
         super().__init__(config, config.num_special_tokens)
 
-    def step_lengths(self, num_tokens: int) -> list[int]:
-        """See the base class."""
-        return self.config.step_lengths
-
     def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """Plain positions in the input sequence; the class is at 0."""
         head_dim = self.config.hidden_size // self.config.num_attention_heads
