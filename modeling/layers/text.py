@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
@@ -35,8 +34,6 @@ def clip_text_states(text_encoder: nn.Module, input_ids: Tensor) -> ClipText:
     return ClipText(output.last_hidden_state, output.hidden_states[-2], pooled)
 
 
-def pad_with_zeros(input_ids: Tensor, end_token_id: int) -> Tensor:
-    """Ids with 0 behind the first end token: CLIP's tokenizer in transformers pads with the end token itself."""
-    ended = (input_ids == end_token_id).long().cumsum(1)
-    before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
-    return input_ids.masked_fill(before > 0, 0)
+def pad_with_zeros(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Ids `(B, T)` with 0 where the mask is 0: CLIP's tokenizer in transformers pads with the end token."""
+    return input_ids.masked_fill(attention_mask == 0, 0)
