@@ -356,7 +356,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("--system", default=None)
     systems = chosen.split(",") if chosen else None
     names = [name for name, tiny in TINY.items() if not systems or tiny.system in systems]
-    first = {TINY[name].system: name for name in reversed(names)}
+    first = {TINY[name].system: name for name in reversed(names) if not TINY[name].compiles_slowly}
     for fixture, kind in KINDS.items():
         if fixture in metafunc.fixturenames:
             cases = [case_of(name) for name in names if isinstance(built(name), kind)]

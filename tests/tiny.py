@@ -40,6 +40,8 @@ class Tiny:
         tolerance: of float32 comparisons, where sampling or depth amplifies rounding.
         processor: makes the processor, where `for_size` of the registered class does not.
         unguided: the guidance scale of a prior's `generate` that needs no unconditional half.
+        prefix: number of tokens at which a prior can go on; by default half of them.
+        compiles_slowly: torch.compile unrolls a loop of its; it is traced in the slow suite only.
     """
 
     build: Callable[[], nn.Module]
@@ -54,6 +56,8 @@ class Tiny:
     tolerance: float = 1e-4
     processor: Callable[[], Any] | None = None
     unguided: float = 1.0
+    prefix: int | None = None
+    compiles_slowly: bool = False
     system: str = ""
 
     def __call__(self) -> nn.Module:

@@ -45,9 +45,10 @@ def build():
     free = {r"^vae\.": "the VAE is frozen", r"location_head": "the paper's third head has no published loss"}
     adaptive = {"crop_order": "adaptive", "num_crops": 2, "global_crop": True}
     return {
-        "comit": Tiny(comit(alignment_dim=6), forward_kwargs=training, grad_free=free),
+        "comit": Tiny(comit(alignment_dim=6), forward_kwargs=training, grad_free=free, compiles_slowly=True),
         "comit-adaptive": Tiny(
             comit(solver="midpoint", guidance_scale=1.0),
+            compiles_slowly=True,
             encode_kwargs=lambda batch: adaptive | {"noise": draws(batch, 4, 16, 16)},
             forward_kwargs=lambda batch: {"timesteps": torch.linspace(0.2, 0.9, batch)},
             grad_free=free,

@@ -64,7 +64,7 @@ def build() -> dict[str, Tiny]:
         return DetailFlowPrior(DetailFlowPriorConfig(**PRIOR)).eval()
 
     return {
-        "detailflow-prior": Tiny(prior),
+        "detailflow-prior": Tiny(prior, prefix=4),
         "detailflow": Tiny(tokenizer(), forward_kwargs=teacher),
         "detailflow-coarse": Tiny(
             tokenizer(causal_encoder=False), forward_kwargs={"num_tokens": 4}, grad_free=no_correction
