@@ -36,6 +36,8 @@ RENAMES = [
 DROPS = {
     r"predictor\.pos_embed": "the fixed table of sines and cosines, computed here",
     r"predictor\.y_pos_offset": "stored and never read",
+    r"vae\.vae\.encoder\.mid_block\.attentions\.0\.to_k\.bias": "a bias of keys adds one number to all scores of a "
+    "query, which changes nothing: zeros here",
 }
 
 
@@ -60,6 +62,13 @@ def comit_fields(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _zero_key_bias(state: dict[str, Any]) -> dict[str, Any]:
+    name = "vae.encoder.mid_block.attentions.0.to_{}.bias"
+    if name.format("q") in state:
+        state[name.format("k")] = state[name.format("q")].new_zeros(state[name.format("q")].shape)
+    return state
+
+
 class ComitAdapter(Adapter):
     """COMiT."""
 
@@ -79,7 +88,7 @@ class ComitAdapter(Adapter):
         from ..modeling.comit.modeling_comit import ComitModel
 
         ours = ComitConfig(**comit_fields(config))
-        return Plan({"image_tokenizer": Part(ComitModel, ours)}, RENAMES, DROPS, views={"vae": "vae"})
+        return Plan({"image_tokenizer": Part(ComitModel, ours)}, RENAMES, DROPS, _zero_key_bias, {"vae": "vae"})
 
     def processor(self, component: str, config: dict[str, Any]) -> Any:
         """Shorter side resized, centre crop, [-1, 1]."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .adapter import Adapter, Part, Plan, Preset
+from .adapter import Adapter, ConversionError, Part, Plan, Preset
 
 RENAMES = [
     (r"^visual_encoder\.", "vision_encoder."),
@@ -35,7 +35,11 @@ RENAMES = [
     (r"^pos_embed_image$", "image.position_embedding"),
     (r"^distill_image_proj\.", "head."),
 ]
-DROPS = {r"(Reverse_)?Qformer\.bert\.embeddings\.position_ids": "a table of 0, 1, 2, ... that nothing reads"}
+DROPS = {
+    r"(Reverse_)?Qformer\.bert\.embeddings\.position_ids": "a table of 0, 1, 2, ... that nothing reads",
+    r"Reverse_Qformer\..*\.attention\.self\.(query|key)\.(weight|bias)": "one query's self-attention has one weight, "
+    "which is 1: zeros here",
+}
 UNCLIP_DROPS = {r"vae\.(encoder|quant_conv)\..*": "the decoder of embeddings never encodes pixels"}
 BERT_BASE = {
     "hidden_size": 768,
@@ -83,9 +87,14 @@ def _surgery(state: dict[str, Any]) -> dict[str, Any]:
         value_name = name.replace("q_bias", "v_bias")
         query, value = state.pop(name), state.pop(value_name)
         state[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
-    for name in [name for name in state if ".attn.query." in name]:
-        parts = [state.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
-        state[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+    for name in [name for name in state if ".attn.value." in name]:
+        value, parts = state.pop(name), []
+        for part in ("query", "key"):
+            other = state.pop(name.replace(".value.", f".{part}."), None)
+            if other is None and not name.startswith("reverse_qformer."):
+                raise ConversionError(f"The checkpoint has {name} and no {part}.")
+            parts.append(torch.zeros_like(value) if other is None else other)
+        state[name.replace(".value.", ".qkv.")] = torch.cat([*parts, value])
     for name in ("query_tokens", "reverse_token", *[name for name in state if name.endswith("position_embedding")]):
         if name in state:
             state[name] = state[name][0]
