@@ -153,6 +153,9 @@ class RaeAdapter(Adapter):
     """RAE's autoencoders (`stage_1`) and generators (`stage_2`)."""
 
     system = "rae"
+    missing = dict.fromkeys(
+        ("DiTDH-S_256", "DiTDH-XL_256", "DiTDH-XL_512"), "the DiT-DH generators are not implemented yet"
+    )
     weight_files = ("model.pt", "stage2_model.pt")
 
     def recognise(self, config: dict[str, Any]) -> str | None:
