@@ -381,6 +381,20 @@ FAMILIES: tuple[Family, ...] = (
         parity=2,
         published=4,
     ),
+    Family(
+        name="dit_family",
+        title="DiT, SiT, LightningDiT",
+        paper="2501.01423",
+        tokens="class-conditional generators of continuous latents",
+        models=(ModelEntry(None, "LatentFlowTransformer", None, "dit_family", None, None, "flow"),),
+        adapter="dit_family",
+        code_license="DiT: CC BY-NC 4.0; SiT, LightningDiT: MIT",
+        weights_license="DiT: CC BY-NC 4.0; others: see the cards",
+        restricted=True,
+        parity=3,
+        published=5,
+        missing="a pipeline; statistics of latents have to be given",
+    ),
 )
 
 # Public names that belong to no family: name -> module.

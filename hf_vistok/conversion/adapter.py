@@ -26,11 +26,13 @@ class Part:
         model: its class.
         config: its configuration object, or the keyword arguments of a diffusers model.
         settings: published generation settings of a prior.
+        optional: left out where the checkpoint holds none of its tensors.
     """
 
     model: type["nn.Module"]
     config: Any
     settings: dict[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass

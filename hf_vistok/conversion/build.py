@@ -35,12 +35,13 @@ def from_original_parts(
     """
     plan = plan_of(get_adapter(system), component, config)
     states = convert_state_dict(plan, state_dict, f"{system}/{component}")
-    skeletons = {name: _skeleton(part) for name, part in plan.parts.items()}
+    kept = {name: part for name, part in plan.parts.items() if states[name] or not part.optional}
+    skeletons = {name: _skeleton(part) for name, part in kept.items()}
     for name, module in skeletons.items():
         _check_keys(module, states[name], f"{system}/{component}/{name}")
     on_meta = any(tensor.is_meta for state in states.values() for tensor in state.values())
     build = _assign if on_meta else _materialise
-    parts = {name: build(plan.parts[name], skeletons[name], states[name], model_kwargs) for name in plan.parts}
+    parts = {name: build(part, skeletons[name], states[name], model_kwargs) for name, part in kept.items()}
     main = next(iter(parts.values()))
     return parts | {name: getattr(main, attribute) for name, attribute in plan.views.items()}
 

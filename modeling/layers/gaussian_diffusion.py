@@ -10,6 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+OnStep = Callable[[int, int, Tensor], Tensor | None] | None
+
+
+def _report(on_step: OnStep, count: int, step: int, x: Tensor) -> Tensor:
+    changed = None if on_step is None else on_step(count, step, x)
+    return x if changed is None else changed
+
 
 def cosine_betas(num_steps: int = 1000, max_beta: float = 0.999) -> Tensor:
     """Nichol and Dhariwal's cosine schedule, float64 `(num_steps,)`."""
@@ -87,6 +94,7 @@ class GaussianDiffusion:
         start: Tensor,
         noise: Callable[[int], Tensor],
         temperature: float = 1.0,
+        on_step: OnStep = None,
     ) -> Tensor:
         """
         Ancestral sampling.
@@ -97,15 +105,37 @@ class GaussianDiffusion:
             start: standard normal `(B, ..., C)`.
             noise: number of the step (from 0) to standard normal draws like `start`; not asked at the last step.
             temperature: factor of the noise.
+            on_step: called with (number of the step, training step, x) after each; may return another x.
         """
         x, total = start, len(self.timesteps)
         for count, index in enumerate(reversed(range(total))):
             step = torch.full((), index, dtype=torch.long, device=x.device)
             epsilon, fraction = predict(x, self.timesteps[index])
             mean = self._mean(x, self.predict_start(x, epsilon, step), step)
-            if index == 0:
-                return mean
-            x = mean + torch.exp(0.5 * self._log_variance(fraction, step)) * noise(count) * temperature
+            x = mean
+            if index:
+                x = mean + torch.exp(0.5 * self._log_variance(fraction, step)) * noise(count) * temperature
+            x = _report(on_step, count, self.timesteps[index], x)
+        return x
+
+    def sample_ddim(
+        self, predict: Callable[[Tensor, int], tuple[Tensor, Tensor]], start: Tensor, on_step: OnStep = None
+    ) -> Tensor:
+        """
+        Deterministic sampling (DDIM, arXiv 2010.02502, eta 0).
+
+        Args:
+            predict, start, on_step: as for `sample`; the variance is not read.
+        """
+        x = start
+        for count, index in enumerate(reversed(range(len(self.timesteps)))):
+            step = torch.full((), index, dtype=torch.long, device=x.device)
+            epsilon, _ = predict(x, self.timesteps[index])
+            x = self.predict_start(x, epsilon, step)
+            if index:
+                alpha = self._at(self.alpha_bar, step - 1, x)
+                x = alpha.sqrt() * x + (1 - alpha).sqrt() * epsilon
+            x = _report(on_step, count, self.timesteps[index], x)
         return x
 
     def losses(self, data: Tensor, noise: Tensor, step: Tensor, prediction: Tensor) -> dict[str, Tensor]:

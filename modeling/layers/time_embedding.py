@@ -61,3 +61,25 @@ class TimeEmbedding(nn.Module):
         """`(B,)` to `(B, dim)`."""
         waves = sinusoid(self.scale * t.float(), self.frequency_dim, self.period, self.order)
         return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))
+
+
+class FourierTimeEmbedding(nn.Module):
+    """
+    Sines and cosines at random frequencies that are stored and never trained, Linear, SiLU, Linear (RAE, RecTok).
+
+    Args:
+        dim: width of the result.
+        num_frequencies: number of frequencies.
+        std: standard deviation of fresh frequencies.
+    """
+
+    def __init__(self, dim: int, num_frequencies: int = 256, *, std: float = 1.0) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(std * torch.randn(num_frequencies), requires_grad=False)
+        self.fc1, self.fc2 = nn.Linear(2 * num_frequencies, dim), nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """`(B,)` to `(B, dim)`."""
+        angles = 2 * math.pi * t.float()[:, None] * self.frequencies.float()
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))

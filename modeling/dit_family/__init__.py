@@ -1,0 +1,1 @@
+"""DiT, SiT, LightningDiT and their kin: one class-conditional latent transformer with the published dialects."""
