@@ -48,7 +48,7 @@ def take_block(block: Block, state: dict[str, Tensor], prefix: str) -> None:
 
 
 class BaselineTiTok:
-    """`encode` and `decode` of a [`TiTokModel`], sharing its weights; everything outside of blocks is the same code."""
+    """`encode` and `decode` of a [`TiTokModel`], sharing its weights; convolution blocks are the same code."""
 
     def __init__(self, model: Any) -> None:
         config, state = model.config, model.state_dict()
@@ -90,7 +90,20 @@ class BaselineTiTok:
             x = block(x)
         logits = part.head(part.norm_post(x[:, 1 : 1 + grid**2])).transpose(1, 2).unflatten(2, (grid, grid))
         codes = torch.einsum("bkhw,kc->bchw", logits.softmax(1), self.model.pixel_codebook.weight)
-        return self.model.pixel_decoder(codes)
+        return decode_pixels(self.model.pixel_decoder, codes)
+
+
+def decode_pixels(part: Any, codes: Tensor) -> Tensor:
+    """The pixel decoder with its pictures doubled before they are convolved."""
+    x = part.conv_in(codes)
+    for block in part.mid:
+        x = block(x)
+    for index, level in enumerate(part.up):
+        for block in level:
+            x = block(x)
+        if index < len(part.upsample):
+            x = part.upsample[index](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return part.conv_out(F.silu(part.norm_out(x)))
 
 
 class BaselinePrior(nn.Module):

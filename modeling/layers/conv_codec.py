@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .upsampling import upsample_conv
+
 
 class ResidualBlock(GradientCheckpointingLayer):
     """
@@ -143,7 +145,7 @@ class MaskGitDecoder(nn.Module):
             for block in level:
                 x = block(x)
             if i < len(self.upsample):
-                x = self.upsample[i](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+                x = upsample_conv(x, self.upsample[i])
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

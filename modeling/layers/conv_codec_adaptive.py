@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .conv_codec import unpatchify
 from .conv_codec_taming import TamingDecoder
+from .upsampling import upsample_conv
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -76,7 +77,7 @@ class AdaptiveTamingDecoder(TamingDecoder):
     def _enlarge(self, x: Tensor, level: int) -> Tensor:
         if self.depth_to_space:
             return unpatchify(self.upsample[level](x), 2, x.shape[1])
-        return self.upsample[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return upsample_conv(x, self.upsample[level])
 
     def forward(self, latents: Tensor) -> Tensor:
         """`(B, z, h, w)` to `(B, 3, H, W)`, not clamped."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .attention import attend
 from .conv_codec import ResidualBlock, flatten_grid, unflatten_grid
+from .upsampling import upsample_conv
 
 
 class GridAttention(nn.Module):
@@ -192,7 +193,7 @@ class TamingDecoder(nn.Module):
         for i, level in enumerate(self.up):
             x = level(x)
             if i < len(self.upsample):
-                x = self.upsample[i](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+                x = upsample_conv(x, self.upsample[i])
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
