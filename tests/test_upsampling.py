@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_vistok.modeling.layers import upsampling
+from hf_vistok.modeling.layers.conv_codec import MaskGitDecoder
+from hf_vistok.modeling.layers.conv_codec_taming import TamingDecoder
 from hf_vistok.modeling.layers.upsampling import upsample_conv
 
 
@@ -42,3 +44,13 @@ def test_training_and_changed_layers_take_the_plain_way():
         assert not upsampling._saves_time(x.bfloat16(), half)
         assert not upsampling._saves_time(x, Adapter(4, 4, 3, padding=1))
         assert not upsampling._saves_time(x, conv.to("meta"))
+
+
+@pytest.mark.parametrize("decoder", ["maskgit", "taming"])
+def test_large_pictures_in_turn_equal_the_batch(decoder):
+    torch.manual_seed(0)
+    make = MaskGitDecoder if decoder == "maskgit" else TamingDecoder
+    model, x = make(3, 32, [1, 1], 1, 4).eval(), torch.randn(3, 4, 48, 48)
+    with torch.no_grad():
+        found = model(x)
+    torch.testing.assert_close(found, model(x).detach(), atol=1e-5, rtol=1e-5)  # with gradients: the batch at once

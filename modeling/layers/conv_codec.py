@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .upsampling import upsample_conv
+from .upsampling import pictures_in_turn, upsample_conv
 
 
 class ResidualBlock(GradientCheckpointingLayer):
@@ -136,6 +136,7 @@ class MaskGitDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(32, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
+    @pictures_in_turn
     def forward(self, latents: Tensor) -> Tensor:
         """`(B, z, h, w)` to `(B, 3, H, W)`, not clamped."""
         x = self.conv_in(latents)

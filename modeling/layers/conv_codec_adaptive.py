@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .conv_codec import unpatchify
 from .conv_codec_taming import TamingDecoder
-from .upsampling import upsample_conv
+from .upsampling import pictures_in_turn, upsample_conv
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -79,6 +79,7 @@ class AdaptiveTamingDecoder(TamingDecoder):
             return unpatchify(self.upsample[level](x), 2, x.shape[1])
         return upsample_conv(x, self.upsample[level])
 
+    @pictures_in_turn
     def forward(self, latents: Tensor) -> Tensor:
         """`(B, z, h, w)` to `(B, 3, H, W)`, not clamped."""
         x = self.mid(self.conv_in(latents))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .attention import attend
 from .conv_codec import ResidualBlock, flatten_grid, unflatten_grid
-from .upsampling import upsample_conv
+from .upsampling import pictures_in_turn, upsample_conv
 
 
 class GridAttention(nn.Module):
@@ -187,6 +187,7 @@ class TamingDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
+    @pictures_in_turn
     def forward(self, latents: Tensor) -> Tensor:
         """`(B, z, h, w)` to `(B, 3, H, W)`, not clamped."""
         x = self.mid(self.conv_in(latents))
