@@ -60,6 +60,8 @@ def measure(model, baseline, batch, options):
         "decode": (lambda: model.decode(latents).sample, lambda: baseline.decode(latents)),
     }
     for name, (ours, theirs) in pairs.items():
+        if name not in options.parts:
+            continue
         ways = {"ours": ours, "baseline": theirs}
         if options.compile:
             ways["compiled"], ways["ours compiled"] = torch.compile(theirs), torch.compile(ours)
@@ -77,6 +79,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tokenizer_titok_l32_imagenet", help="name of a preset with a VQ-GAN head")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--parts", nargs="+", choices=("encode", "decode"), default=["encode", "decode"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a shared machine")
