@@ -98,7 +98,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _square_parts(matrix: Tensor) -> tuple[Tensor, ...]:
-    """A packed projection (q, k and v in one matrix of three times as many rows) as its parts, else the matrix."""
+    """
+    Views on what Muon treats as matrices: the parts of a packed projection (q, k and v in one matrix of three times as
+    many rows), a convolution as (output channels, everything else), else the matrix.
+    """
+    if matrix.ndim > 2:
+        return (matrix.flatten(1),)
     rows, columns = matrix.shape
     return matrix.chunk(3) if rows == 3 * columns else (matrix,)
 
@@ -109,7 +114,7 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> MuonAdamW:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inner = parameter.ndim == 2 and any(part in name for part in recipe.muon_parameters)
+        inner = parameter.ndim in (2, 4) and any(part in name for part in recipe.muon_parameters)
         (muon if inner and recipe.muon_lr > 0 else adamw).append(parameter)
     groups = [{"params": adamw, "algorithm": "adamw", "base_lr": recipe.lr}]
     groups.append({"params": muon, "algorithm": "muon", "base_lr": recipe.muon_lr})

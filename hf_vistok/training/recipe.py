@@ -69,7 +69,7 @@ class OptimizerRecipe:
         lr: peak learning rate of AdamW.
         betas, weight_decay, eps: of AdamW.
         muon_lr: peak learning rate of Muon, 0 for AdamW alone.
-        muon_parameters: a matrix goes to Muon when its name holds one of these.
+        muon_parameters: a matrix or a convolution goes to Muon when its name holds one of these.
         muon_momentum, muon_steps: momentum and Newton-Schulz iterations of Muon.
         clip: largest norm of the gradient.
         warmup: steps of linear warm-up.
@@ -223,7 +223,7 @@ class TokenizerRecipe(Recipe):
     prefix: PrefixRecipe | None = None
 
 
-STAGES: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe}
+STAGES: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "vae": TokenizerRecipe}
 
 
 # ---------------------------------------------------------------------- reading

@@ -285,7 +285,7 @@ class TokenizerStage:
         return rows
 
 
-STAGE_CLASSES = {"tokenizer": TokenizerStage}
+STAGE_CLASSES = {"tokenizer": TokenizerStage, "vae": TokenizerStage}
 
 
 def build_stage(recipe: Recipe, device: torch.device) -> TokenizerStage:

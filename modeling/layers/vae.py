@@ -51,9 +51,13 @@ def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
-def vae_decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Scaled latents `(B, C, h, w)` to pixels `(B, 3, H, W)`, not clamped."""
+def vae_pixels(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Unscaled latents `(B, C, h, w)` to pixels `(B, 3, H, W)`, not clamped."""
     block = pixel_block(vae)
-    latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     sample = vae.decode(latents.to(vae.dtype)).sample
     return F.pixel_shuffle(sample, block) if block > 1 else sample
+
+
+def vae_decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents `(B, C, h, w)` to pixels `(B, 3, H, W)`, not clamped."""
+    return vae_pixels(vae, latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0))

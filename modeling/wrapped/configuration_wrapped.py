@@ -24,7 +24,10 @@ class WrappedTokenizerConfig(ImageTokenizerConfig):
 
     Args:
         inner_class (`str`): class of transformers or diffusers.
-        inner_config (`dict`): its configuration.
+        inner_config (`dict`): its configuration. An `AutoencoderKL` of 48 channels takes pixels in blocks of 4 x 4.
+        kl_weight (`float`): of the KL term in training, summed over an image's latents.
+        latent_noise (`float`): standard deviation of noise added to latents in training, in units of theirs: makes
+            the decoder forgive a generator's errors.
     """
 
     model_type = "vistok_wrapped"
@@ -32,6 +35,8 @@ class WrappedTokenizerConfig(ImageTokenizerConfig):
     pixel_range: tuple[float, ...] | list[float] | None = (-1.0, 1.0)
     inner_class: str = "AutoencoderKL"
     inner_config: dict[str, Any] | None = None
+    kl_weight: float = 1e-6
+    latent_noise: float = 0.0
 
     def validate_inner_class(self) -> None:
         """Raises a ValueError for a class that there is no wrapper for."""

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..layers.conv_codec import check_multiple, flatten_grid, grid_of, unflatten_grid
-from ..layers.posterior import DiagonalGaussian
 from ..layers.quantizers import nearest_code
+from ..layers.vae import vae_factor, vae_pixels, vae_posterior
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
 from .configuration_wrapped import LIBRARIES, WrappedTokenizerConfig
@@ -60,6 +60,8 @@ class WrappedTokenizerModel(PreTrainedImageTokenizer):
         inner = self.model.config
         if self.kind == "AutoencoderDC":
             return self.model.spatial_compression_ratio
+        if self.kind == "AutoencoderKL":
+            return vae_factor(self.model)
         levels = getattr(inner, "channel_multiplier", None) or inner.block_out_channels
         return 2 ** (len(levels) - 1)
 
@@ -95,8 +97,7 @@ class WrappedTokenizerModel(PreTrainedImageTokenizer):
 
     def _encode(self, pixel_values: Tensor) -> ImageTokenizerEncoderOutput:
         if self.kind == "AutoencoderKL":
-            dist = self.model.encode(pixel_values).latent_dist
-            return ImageTokenizerEncoderOutput(latent_dist=DiagonalGaussian(dist.mean, dist.logvar))
+            return ImageTokenizerEncoderOutput(latent_dist=vae_posterior(self.model, pixel_values))
         if self.kind == "AutoencoderDC":
             return ImageTokenizerEncoderOutput(latents=self.model.encode(pixel_values).latent)
         pre_quant = self._features(pixel_values)
@@ -137,6 +138,8 @@ class WrappedTokenizerModel(PreTrainedImageTokenizer):
             raise ValueError("ChameleonVQVAE has no decoder in transformers: it only encodes.")
         if self.kind == "VQModel":
             return self.model.decode(latents, force_not_quantize=True).sample
+        if self.kind == "AutoencoderKL":
+            return vae_pixels(self.model, latents)
         if self.kind == "JanusVQVAE":
             return self.model.decoder(self.model.post_quant_conv(latents))
         if self.kind != "Emu3VQVAE":
@@ -149,10 +152,14 @@ class WrappedTokenizerModel(PreTrainedImageTokenizer):
     def forward(self, pixel_values: Tensor) -> ImageTokenizerOutput:
         """Reconstruction (mean squared error), and the KL term of AutoencoderKL; other terms are the library's."""
         encoded = self.encode(pixel_values)
-        sample = self.decode(encoded.latents).sample
+        latents, dist = encoded.latents, encoded.latent_dist
+        if self.training and dist is not None:
+            latents = dist.sample()
+            latents = latents + self.config.latent_noise * latents.detach().std() * torch.randn_like(latents)
+        sample = self.decode(latents).sample
         losses = {"reconstruction_loss": F.mse_loss(sample, pixel_values)}
-        if encoded.latent_dist is not None:
-            losses["kl_loss"] = 1e-6 * encoded.latent_dist.kl(1).sum() / len(sample)
+        if dist is not None:
+            losses["kl_loss"] = self.config.kl_weight * dist.kl(1).sum() / len(sample)
         return ImageTokenizerOutput(sum(losses.values()), losses, sample, encoded.token_ids)
 
 
