@@ -114,6 +114,7 @@ FAMILIES: tuple[Family, ...] = (
             ModelEntry("vistok_flextok", "FlexTokModel", "FlexTokConfig", "flextok"),
             ModelEntry(None, "FlexTokTransformer", None, "flextok", "flextok_transformer", None, "flow"),
             ModelEntry(None, "FlexTokEncoder", None, "flextok", "flextok_encoder", None, "part"),
+            ModelEntry(None, "FlexTokLinearEncoder", None, "flextok", "flextok_linear", None, "part"),
             ModelEntry("vistok_text_table", "TextTableModel", "TextTableConfig", "text_table", None, None, "part"),
         ),
         adapter="flextok",

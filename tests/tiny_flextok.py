@@ -3,6 +3,7 @@ import torch
 from hf_vistok.modeling.flextok.configuration_flextok import FlexTokConfig
 from hf_vistok.modeling.flextok.modeling_flextok import FlexTokModel
 from hf_vistok.modeling.flextok.modeling_flextok_encoder import FlexTokEncoder
+from hf_vistok.modeling.flextok.modeling_flextok_linear import FlexTokLinearEncoder
 from hf_vistok.modeling.flextok.modeling_flextok_transformer import FlexTokTransformer
 
 from .tiny import Tiny
@@ -39,6 +40,8 @@ TRANSFORMER = {
     "frequency_dim": 16,
 }
 GRID = {"num_tokens": 16, "token_layout": "grid", "nested_dropout": False, "modulation_streams": 1}
+LINEAR = {"token_layout": "linear", "modulation_streams": 1}
+LINEAR_ENCODER = {"in_channels": 4, "sample_size": 8, "num_registers": 8, "out_dim": 4}
 TEXT = {"text_dim": 12, "pooled_text_dim": 12}
 GRADIENT_FREE = {
     r"^vae\.": "the VAE is frozen",
@@ -50,7 +53,7 @@ def flextok_config(encoder=None, transformer=None, **fields):
     # of two pictures training might drop both, and the encoder would then learn nothing
     return FlexTokConfig(
         image_size=16,
-        encoder_config={**ENCODER, **(encoder or {})},
+        encoder_config=encoder if fields.get("encoder_type") == "linear" else {**ENCODER, **(encoder or {})},
         transformer_config={**TRANSFORMER, **(transformer or {})},
         vae_config=VAE,
         **{"condition_dropout": 0.0, **fields},
@@ -105,7 +108,22 @@ def build():
             forward_kwargs=lambda batch: {**training(batch), **text(batch), "teacher_features": draws(batch, 16, 6)},
             grad_free={**GRADIENT_FREE, r"layers\.1\.": "zero-initialised gates"},
         ),
+        "flextok-linear": Tiny(
+            flextok(
+                LINEAR_ENCODER,
+                {**LINEAR, **TEXT, "prediction_type": "sample", "guidance": "cfg"},
+                encoder_type="linear",
+                timestep_sampling="logit_normal",
+            ),
+            decode_kwargs=text,
+            forward_kwargs=lambda batch: {**training(batch), **text(batch)},
+            grad_free={**GRADIENT_FREE, r"layers\.": "zero-initialised gates"},
+        ),
         "flextok-transformer": Tiny(transformer(), forward_kwargs=flow_inputs, grad_free=GRADIENT_FREE),
+        "flextok-linear-encoder": Tiny(
+            lambda: FlexTokLinearEncoder(**LINEAR_ENCODER).eval(),
+            forward_kwargs=lambda batch: {"hidden_states": draws(batch, 4, 8, 8)},
+        ),
         "flextok-encoder": Tiny(
             lambda: FlexTokEncoder(**ENCODER).eval(),
             forward_kwargs=lambda batch: {"hidden_states": draws(batch, 4, 8, 8)},

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..layers.attention import Attention
 from ..layers.conv_codec import flatten_grid, unflatten_grid
 from ..layers.flow import GuidanceScale, flow_pair, training_times
-from ..layers.losses import keep_lengths
+from ..layers.losses import keep_lengths, teacher_similarity
 from ..layers.posterior import DiagonalGaussian
 from ..layers.sampling import Generators, draw_normal
 from ..layers.vae import build_vae, scale_latents, vae_decode, vae_factor, vae_posterior
@@ -22,6 +21,7 @@ from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, 
 from .configuration_flextok import FlexTokConfig
 from .modeling_flextok_encoder import FlexTokEncoder
 from .modeling_flextok_layers import TextAttention
+from .modeling_flextok_linear import FlexTokLinearEncoder
 from .modeling_flextok_transformer import FlexTokTransformer
 
 
@@ -39,7 +39,8 @@ class FlexTokModel(PreTrainedImageTokenizer):
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__(config)
-        self.encoder = None if config.encoder_config is None else FlexTokEncoder(**_arguments(config.encoder_config))
+        encoder_class = FlexTokLinearEncoder if config.encoder_type == "linear" else FlexTokEncoder
+        self.encoder = None if config.encoder_config is None else encoder_class(**_arguments(config.encoder_config))
         self.transformer = FlexTokTransformer(**_arguments(config.transformer_config))
         self.vae = build_vae(config.vae_config)
         self.alignment_head = None
@@ -63,7 +64,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
         cls,
         transformer: FlexTokTransformer,
         vae: AutoencoderKL,
-        image_encoder: FlexTokEncoder | None = None,
+        image_encoder: FlexTokEncoder | FlexTokLinearEncoder | None = None,
         **fields: Any,
     ) -> "FlexTokModel":
         """
@@ -76,6 +77,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
         """
         side = transformer.config.sample_size * vae_factor(vae)
         configs = {
+            "encoder_type": "linear" if isinstance(image_encoder, FlexTokLinearEncoder) else "transformer",
             "encoder_config": None if image_encoder is None else _arguments(image_encoder.config),
             "transformer_config": _arguments(transformer.config),
             "vae_config": _arguments(vae.config),
@@ -109,7 +111,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
 
     @property
     def mask_mode(self) -> str:
-        """ "token": a learned vector replaces token and position; "none" where the checkpoint has no such vector."""
+        """ "token": a vector replaces token and position; "none" where the checkpoint has no such vector."""
         return "token" if self.is_prefix_ordered else "none"
 
     @property
@@ -133,6 +135,9 @@ class FlexTokModel(PreTrainedImageTokenizer):
         return self.transformer.config.nested_dropout
 
     def _check_image_size(self, height: int, width: int) -> None:
+        if self.transformer.token_map is not None and (height, width) != (self.config.image_size,) * 2:
+            side = self.config.image_size
+            raise ValueError(f"This FlexTok takes images of {side} x {side} pixels only, got {height} x {width}.")
         factor = vae_factor(self.vae) * self.transformer.config.patch_size
         for side in (height, width):
             if side % factor or not 0 < side <= self.config.image_size:
@@ -335,7 +340,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
         if noise is None:
             noise = draw.normal(data.shape)
         if timesteps is None:
-            timesteps = training_times(draw.uniform(batch), self.config.timestep_sampling, self.config.mode_scale)
+            timesteps = self._draw_times(draw, batch)
         x_t, velocity = flow_pair(data, noise, timesteps)
         conditions = self._training_conditions(tokens, encoded, num_tokens, draw)
         text = {
@@ -356,6 +361,19 @@ class FlexTokModel(PreTrainedImageTokenizer):
                 sample = vae_decode(self.vae, x_t - timesteps.view(-1, 1, 1, 1).to(x_t) * output.sample.float())
         return ImageTokenizerOutput(total, losses, sample, encoded.token_ids)
 
+    def _draw_times(self, draw: "_Draws", batch: int) -> Tensor:
+        config = self.config
+        times = training_times(
+            draw.uniform(batch),
+            config.timestep_sampling,
+            config.mode_scale,
+            mean=config.timestep_mean,
+            std=config.timestep_std,
+        )
+        if not config.pure_noise:
+            return times
+        return torch.where(draw.uniform(batch) < config.pure_noise, 1.0, times)
+
     def _training_conditions(
         self,
         tokens: Tensor,
@@ -372,16 +390,18 @@ class FlexTokModel(PreTrainedImageTokenizer):
             bounded = quantizer.bound(pre_quant) / (torch.tensor(quantizer.levels, device=tokens.device) // 2)
             smooth = (draw.uniform(batch) < config.quantizer_dropout).view(-1, 1, 1)
             conditions["token_latents"] = torch.where(smooth, bounded.to(tokens.dtype), tokens)
+        if self.is_prefix_ordered and num_tokens is None and self.training:
+            num_tokens = keep_lengths(batch, count, draw.host, config.nested_sampling == "uniform_pow2")
         if self.training and config.token_corruption:
             ids = (draw.uniform(batch, count) * self.codebook_size).long()
             wrong = draw.uniform(batch, count) < config.token_corruption
+            if config.corruption_max_tokens and num_tokens is not None:
+                wrong = wrong & (num_tokens.to(wrong.device)[:, None] <= config.corruption_max_tokens)
             codes = self.get_codebook_entry(ids)
             conditions["token_latents"] = torch.where(wrong[..., None], codes, conditions["token_latents"])
-        if self.is_prefix_ordered and (num_tokens is not None or self.training):
-            if num_tokens is None:
-                num_tokens = keep_lengths(batch, count, draw.host, config.nested_sampling == "uniform_pow2")
+        if self.is_prefix_ordered and num_tokens is not None:
             conditions["token_mask"] = self._budget_mask(num_tokens, tokens)
-        if self.training and config.condition_dropout and self.transformer.config.null_condition:
+        if self.training and config.condition_dropout and self.transformer.has_null:
             conditions["null_mask"] = draw.uniform(batch) < config.condition_dropout
         if self.training and self.transformer.has_text:
             dropped = draw.uniform(batch) < config.text_dropout
@@ -399,12 +419,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
     def _alignment_loss(self, features: Tensor | None, teacher_features: Tensor) -> Tensor:
         if self.alignment_head is None or features is None:
             raise ValueError("teacher_features need alignment_dim > 0 and a decoder with a feature_layer.")
-        projected = self.alignment_head(features)
-        if projected.shape != teacher_features.shape:
-            raise ValueError(
-                f"teacher_features must have shape {tuple(projected.shape)}, got {tuple(teacher_features.shape)}."
-            )
-        return 1 - F.cosine_similarity(projected.float(), teacher_features.float(), dim=-1).mean()
+        return 1 - teacher_similarity(self.alignment_head(features), teacher_features).mean()
 
 
 class _Draws:

@@ -23,6 +23,7 @@ from .modeling_flextok_layers import (
     unpatchify,
     zero_init,
 )
+from .modeling_flextok_linear import LinearTokenMap
 
 TEXT_NAMES = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 
@@ -51,7 +52,8 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         hidden_size, num_layers, head_dim: of the transformer.
         fsq_levels: values of each channel of a token; the product is the codebook size.
         num_tokens: tokens of one picture.
-        token_layout: "registers" (a sequence beside the patches) or "grid" (one token per patch, added to it).
+        token_layout: "registers" (a sequence beside the patches), "grid" (one token per patch, added to it), or
+            "linear" (ours: a linear map makes coarse latents of the kept tokens: further channels of the patches).
         nested_dropout: whether a learned vector stands for tokens that are left out; any prefix is then a picture.
         null_condition: whether a learned vector stands for "no tokens at all", which guidance needs.
         positions, token_positions: "sincos" or "learned"; tokens may have none ("none").
@@ -106,14 +108,18 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         self._check_config()
         side, width = sample_size // patch_size, hidden_size
         self.quantizer = FSQ(fsq_levels)
-        self.token_embed = nn.Linear(len(fsq_levels), width)
+        linear = token_layout == "linear"
+        self.token_map = (
+            LinearTokenMap(num_tokens, len(fsq_levels), in_channels, sample_size, width) if linear else None
+        )
+        self.token_embed = None if linear else nn.Linear(len(fsq_levels), width)
         self.token_position_table = None
-        if token_positions != "none":
+        if token_positions != "none" and not linear:
             sizes = (num_tokens,) if token_layout == "registers" else (side, side)
             self.token_position_table = PositionTable(width, sizes, token_positions)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(width)) if nested_dropout else None
-        self.null_token = nn.Parameter(0.02 * torch.randn(width)) if null_condition else None
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, width)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width)) if nested_dropout and not linear else None
+        self.null_token = nn.Parameter(0.02 * torch.randn(width)) if null_condition and not linear else None
+        self.patch_embed = nn.Linear((2 if linear else 1) * in_channels * patch_size**2, width)
         self.patch_position_table = PositionTable(width, (side, side), positions)
         self.time_embed = TimeEmbedding(width, frequency_dim, max_timestep)
         self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
@@ -128,7 +134,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
 
     def _check_config(self) -> None:
         choices = {
-            "token_layout": ("registers", "grid"),
+            "token_layout": ("registers", "grid", "linear"),
             "prediction_type": ("velocity", "sample"),
             "guidance": GUIDANCE_KINDS,
             "modulation_streams": (1, 2),
@@ -137,6 +143,8 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
             if self.config[name] not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {self.config[name]!r}.")
         grid = self.config.token_layout == "grid"
+        if self.config.token_layout == "linear" and self.config.modulation_streams != 1:
+            raise ValueError('token_layout="linear" has no stream of tokens: modulation_streams must be 1.')
         if grid and (self.config.nested_dropout or self.config.modulation_streams != 1):
             raise ValueError("The grid variant has no nested dropout and modulation_streams=1.")
         if grid and self.config.num_tokens != (self.config.sample_size // self.config.patch_size) ** 2:
@@ -168,6 +176,11 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
     def is_discrete(self) -> bool:
         """Always: the tokens are FSQ codes."""
         return True
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a picture of no tokens, which guidance leads away from."""
+        return self.token_map is not None or self.null_token is not None
 
     @property
     def has_text(self) -> bool:
@@ -213,8 +226,11 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
             x, seen = torch.cat([x, states.to(x.dtype)], 1), torch.cat([seen, mask], 1)
         return x, seen
 
-    def _time(self, timestep: Tensor, pooled: Tensor | None, dropped: Tensor | None) -> Tensor:
+    def _time(
+        self, timestep: Tensor, pooled: Tensor | None, dropped: Tensor | None, length: Tensor | None = None
+    ) -> Tensor:
         time = self.time_embed(timestep)
+        time = time if length is None else time + length
         if self.null_pooled is not None:
             null = self.null_pooled.expand(len(time), -1)
             pooled = null if pooled is None else pooled.to(null.dtype)
@@ -257,11 +273,17 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         patch, (batch, _, height, width) = self.config.patch_size, hidden_states.shape
         rows, columns = height // patch, width // patch
         dropped = null_mask if text_null_mask is None else text_null_mask
-        x = self.patch_embed(patchify(hidden_states.to(self.dtype), patch)) + self.patch_position_table(rows, columns)
-        tokens = self.embed_tokens(token_latents, token_mask, null_mask, (rows, columns))
-        sizes = [rows * columns, tokens.shape[1]]
-        x = torch.cat([x, tokens], 1) if self.config.token_layout == "registers" else x + tokens
-        time = self._time(timestep, pooled_projections, dropped)
+        pixels, coarse, length = hidden_states.to(self.dtype), None, None
+        if self.token_map is not None:
+            coarse, length = self.token_map(token_latents.to(self.dtype), token_mask, null_mask)
+            pixels = torch.cat([pixels, coarse], 1)
+        x = self.patch_embed(patchify(pixels, patch)) + self.patch_position_table(rows, columns)
+        sizes = [rows * columns]
+        if coarse is None:
+            tokens = self.embed_tokens(token_latents, token_mask, null_mask, (rows, columns))
+            sizes.append(tokens.shape[1])
+            x = torch.cat([x, tokens], 1) if self.config.token_layout == "registers" else x + tokens
+        time = self._time(timestep, pooled_projections, dropped, length)
         text = self._text(encoder_hidden_states, encoder_attention_mask, dropped, batch)
         features = None
         for i, layer in enumerate(self.layers):
@@ -270,6 +292,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
                 features = x[:, : sizes[0]]
         out = self._head(x[:, : sizes[0]], time, rows, columns)
         if self.config.prediction_type == "sample":
+            out = out if coarse is None else out + coarse
             t = timestep.view(-1, 1, 1, 1).to(out.dtype).clamp_min(1e-3)
             out = (hidden_states.to(out.dtype) - out) / t
         return FlexTokTransformerOutput(out, features) if return_dict else (out, features)
@@ -287,7 +310,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         self, guidance_scale: GuidanceScale | None = None, guidance: str | None = None, **options: float | None
     ) -> FlowGuidance:
         """The checkpoint's guidance, with what is not None replaced; `options` are momentum, eta, norm_threshold."""
-        published = self.config.guidance_scale if self.null_token is not None else 1.0
+        published = self.config.guidance_scale if self.has_null else 1.0
         values = {
             name: self.config[f"guidance_{name}"] if options.get(name) is None else options[name]
             for name in ("momentum", "eta", "norm_threshold")

@@ -144,7 +144,9 @@ def sample_flow(
     return x
 
 
-def training_times(uniform: Tensor, kind: str = "mode", mode_scale: float = 0.25) -> Tensor:
+def training_times(
+    uniform: Tensor, kind: str = "mode", mode_scale: float = 0.25, *, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
     """
     Times of a training batch from uniform draws in [0, 1).
 
@@ -153,13 +155,14 @@ def training_times(uniform: Tensor, kind: str = "mode", mode_scale: float = 0.25
         kind: "uniform", "mode" (Stable Diffusion 3, arXiv 2403.03206, eq. 20) or "logit_normal" (the sigmoid of a
             standard normal).
         mode_scale: of "mode"; 0 means uniform.
+        mean, std: of the normal behind "logit_normal".
     """
     if kind == "uniform":
         return uniform
     if kind == "mode":
         return 1 - uniform - mode_scale * (torch.cos(math.pi * uniform / 2).square() - 1 + uniform)
     if kind == "logit_normal":
-        return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return (mean + std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))).sigmoid()
     raise ValueError(f'timestep sampling must be "uniform", "mode" or "logit_normal", got {kind!r}.')
 
 

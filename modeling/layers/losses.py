@@ -64,3 +64,15 @@ def assignment_entropy_loss(latents: Tensor, codebook: Tensor, temperature: floa
     probs = log_probs.exp()
     mean = probs.mean(0)
     return -(probs * log_probs).sum(-1).mean() + (mean * (mean + 1e-5).log()).sum()
+
+
+def teacher_similarity(features: Tensor, teacher: Tensor) -> Tensor:
+    """
+    Cosine similarity of features and a frozen model's, in float32: `(..., F)` twice to `(...)`.
+
+    Raises:
+        ValueError: where the teacher's features have another shape.
+    """
+    if features.shape != teacher.shape:
+        raise ValueError(f"A teacher's features must have shape {tuple(features.shape)}, got {tuple(teacher.shape)}.")
+    return F.cosine_similarity(features.float(), teacher.float(), dim=-1)
