@@ -55,8 +55,7 @@ def flextok_config(encoder=None, transformer=None, **fields):
         image_size=16,
         encoder_config=encoder if fields.get("encoder_type") == "linear" else {**ENCODER, **(encoder or {})},
         transformer_config={**TRANSFORMER, **(transformer or {})},
-        vae_config=VAE,
-        **{"condition_dropout": 0.0, **fields},
+        **{"vae_config": VAE, "condition_dropout": 0.0, **fields},
     )
 
 
@@ -114,6 +113,7 @@ def build():
                 {**LINEAR, **TEXT, "prediction_type": "sample", "guidance": "cfg"},
                 encoder_type="linear",
                 timestep_sampling="logit_normal",
+                vae_config={**VAE, "scaling_factor": 20.0},  # it predicts latents: those of a fresh VAE are near zero
             ),
             decode_kwargs=text,
             forward_kwargs=lambda batch: {**training(batch), **text(batch)},
