@@ -16,16 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from .emoji import DataError, load_records
+from .emoji import DataError, Record, load_records
 from .pictures import EXTENSIONS, UNREADABLE, find_pictures, load_square
 
 
 @dataclass
 class Samples:
-    """Pictures uint8 `(B, H, W, 3)` and their captions, "" where there is none."""
+    """
+    A batch of a source.
+
+    Args:
+        images: pictures uint8 `(B, H, W, 3)`; cached latents `(B, ...)` where a stage reads those.
+        captions: "" where there is none.
+        records: of the emoji set: style and tags besides the name.
+    """
 
     images: np.ndarray
     captions: list[str]
+    records: list[Record] | None = None
+
+    def __getitem__(self, part: slice) -> "Samples":
+        """Some of the samples."""
+        return Samples(self.images[part], self.captions[part], self.records and self.records[part])
 
 
 class EmojiSource:
@@ -58,7 +70,8 @@ class EmojiSource:
 
     def take(self, indices: np.ndarray) -> Samples:
         """The samples at `indices`."""
-        return Samples(self._images[self.rows[indices]], [self.records[i].name for i in indices])
+        records = [self.records[i] for i in indices]
+        return Samples(self._images[self.rows[indices]], [record.name for record in records], records)
 
 
 class FolderSource:

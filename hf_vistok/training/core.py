@@ -262,10 +262,7 @@ class Trainer:
         else:
             samples = self.stage.data.take(self.order(positions))
         parts = [slice(i, i + self.micro) for i in range(0, self.share, self.micro)]
-        return [
-            self.stage.batch(Samples(samples.images[part], samples.captions[part]), positions[part], self.overfit)
-            for part in parts
-        ]
+        return [self.stage.batch(samples[part], positions[part], self.overfit) for part in parts]
 
     def _train_step(self, batches: list[Batch]) -> dict[str, float]:
         factor = learning_rate_factor(self.step, self.recipe.steps, self.recipe.optimizer)
