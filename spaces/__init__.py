@@ -1,0 +1,1 @@
+"""Gradio Spaces: one folder each, and what they share in `common.py`."""

@@ -1,0 +1,228 @@
+"""What the Spaces share: the look, friendly errors, uploads of any kind, and how a page is started."""
+
+import functools
+import html
+import importlib.util
+import inspect
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")  # read when gradio is imported
+_EXAMPLES = tempfile.TemporaryDirectory(prefix="hf_vistok_examples_", ignore_cleanup_errors=True)
+os.environ.setdefault("GRADIO_EXAMPLES_CACHE", _EXAMPLES.name)  # examples belong to the model of this process
+
+import gradio as gr  # noqa: E402
+from gradio.data_classes import ImageData  # noqa: E402
+
+QUEUE_SIZE = int(os.environ.get("HF_VISTOK_QUEUE", "32"))
+MAX_UPLOAD = "20mb"
+KEEP_FILES = (600, 3600)  # every 10 minutes, files older than an hour go
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.head h1 { font-size: 1.7rem; letter-spacing: -0.02em; margin: 0.4rem 0 0.1rem; }
+.head p { color: var(--body-text-color-subdued); max-width: 46rem; margin: 0 0 0.4rem; }
+.note p, .note { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+.facts p { font-variant-numeric: tabular-nums; }
+.facts table { width: 100%; font-variant-numeric: tabular-nums; }
+.pixels img { image-rendering: pixelated; }
+.mono textarea, .mono input { font-family: var(--font-mono); font-size: var(--text-sm); }
+button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible {
+  outline: 2px solid var(--color-accent) !important; outline-offset: 2px;
+}
+.pictures .grid-wrap { min-height: 16rem; max-height: none !important; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 0.5rem !important; }
+  .head h1 { font-size: 1.35rem; }
+  /* one column, the answer right below the button: settings and details come later */
+  .sides, .sides > .column { display: contents; }
+  .first { order: -1; }
+  .later { order: 1; }
+  .last { order: 2; }
+}
+"""
+log = logging.getLogger("hf_vistok.spaces")
+
+
+def theme() -> gr.themes.Base:
+    """The look of the pages; fonts are the system's own, so nothing is fetched from elsewhere."""
+    return gr.themes.Base(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="md",
+        font=list(FONTS),
+        font_mono=list(MONO),
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_text_color="white",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_background_fill="*background_fill_secondary",
+        slider_color="*primary_500",
+    )
+
+
+class Picture(gr.Image):
+    """
+    A picture to upload, photograph or paste; functions get the path of the file as it is.
+
+    gradio would open it first and convert it on the way; what becomes of alpha, rotation, 16 bit and files that are no
+    pictures is the image processor's work, whose messages say what is wrong.
+    """
+
+    is_template = True  # the page draws it as a gr.Image
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs = {"type": "filepath", "sources": ["upload", "webcam", "clipboard"], **kwargs}
+        super().__init__(*args, **kwargs)
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        """The path of the uploaded file; None where there is none."""
+        if payload is None or (payload.path is None and not payload.url):
+            return None
+        if payload.path is None:
+            return _friendly_call(super().preprocess, (payload,), {})
+        return str(payload.path)
+
+
+def need(path: str | None, what: str = "a picture") -> str:
+    """
+    The path, where there is one.
+
+    Raises:
+        ValueError: where nothing was uploaded.
+    """
+    if not path:
+        raise ValueError(f"Choose {what} first: upload one, paste it, or take one of the examples.")
+    return path
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """
+    A whole number in [low, high].
+
+    Raises:
+        ValueError: for anything else, naming what is wanted.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or value != value or value in (float("inf"), float("-inf")) or value != int(value):
+        raise ValueError(f"{name} must be a whole number from {low} to {high}.")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {int(value)}.")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """
+    A number in [low, high].
+
+    Raises:
+        ValueError: for anything else, naming what is wanted.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}.")
+    return float(value)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def _as_message(error: Exception) -> gr.Error:
+    """What a person sees of an error: the message of those that were foreseen, an apology for the others."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, (ValueError, OSError)) and str(error):
+        text = " ".join(str(error).split())
+        return gr.Error(html.escape(text[:400]), title="That did not work", print_exception=False)
+    log.exception("unexpected error")
+    text = "Something went wrong here, and it is not your fault. Please try once more."
+    return gr.Error(text, title="Sorry", print_exception=False)
+
+
+def _friendly_call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise _as_message(error) from error
+
+
+def friendly(function: Callable) -> Callable:
+    """Turns the errors of a function, or of a generator function, into messages for people."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise _as_message(error) from error
+
+        return generator
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _friendly_call(function, args, kwargs)
+
+    return call
+
+
+# ---------------------------------------------------------------------- loading and starting
+
+
+class Lazy:
+    """
+    A value that is made once, by whoever asks first, or in the background.
+
+    Args:
+        make: makes it; an error is not kept, the next one to ask tries again.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._lock, self._made = make, threading.Lock(), []
+
+    def __call__(self) -> Any:
+        """The value."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    def warm_up(self) -> None:
+        """Makes it in a thread, so that the page is there at once and the first click does not wait."""
+
+        def work() -> None:
+            try:
+                self()
+            except Exception:
+                log.exception("could not load in the background")
+
+        threading.Thread(target=work, daemon=True).start()
+
+
+def launch(demo: gr.Blocks, **options: Any) -> Any:
+    """
+    Starts a page: with a bounded queue, its look, and MCP where that is installed.
+
+    Args:
+        demo: the page.
+        options: of `launch`; `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` are understood as well.
+    """
+    has_mcp = importlib.util.find_spec("mcp") is not None
+    settings = {
+        "theme": theme(),
+        "css": CSS,
+        "max_file_size": MAX_UPLOAD,
+        "mcp_server": has_mcp,
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        **options,
+    }
+    return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1).launch(**settings)
