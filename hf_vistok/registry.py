@@ -403,6 +403,7 @@ PLAIN_NAMES: dict[str, str] = {
     "AutoImageTokenizer": "hf_vistok.auto_classes",
     "AutoImageTokenizerProcessor": "hf_vistok.auto_classes",
     "AutoImagePrior": "hf_vistok.auto_classes",
+    "export_code": "hf_vistok.export.code",
     "ImageTokenizerConfig": "hf_vistok.modeling.configuration_utils",
     "ImagePriorConfig": "hf_vistok.modeling.configuration_utils",
     "PreTrainedImageTokenizer": "hf_vistok.modeling.modeling_utils",

@@ -15,6 +15,7 @@ from .console import report
 from .convert import convert, push
 from .data import app as data_app
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .listing import info, list_families
 from .showcase import showcase
@@ -24,7 +25,7 @@ from .train import train
 ABOUT = "Visual tokenizers and the generators that run on them: any published checkpoint, one set of commands."
 app = typer.Typer(name="hf-vistok", help=ABOUT, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("list")(list_families)
-for _command in (info, tokenize, detokenize, reconstruct, generate, convert, push, train, evaluate, showcase):
+for _command in (info, tokenize, detokenize, reconstruct, generate, convert, export, push, train, evaluate, showcase):
     app.command()(_command)
 app.add_typer(data_app, name="data")
 
