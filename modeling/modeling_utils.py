@@ -61,6 +61,8 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
             tokens are needed).
         decodes_to: "pixels", "features", "logits", "gaussians", or None where there is no decoder.
         decode_conditioning, encode_conditioning: names of the conditions that the methods take.
+        teacher_inputs: arguments of `forward` that take a frozen vision model's features in training -> which:
+            "patches" `(B, N, F)` on `teacher_grid`, "pooled" `(B, F)` (its class token) or "mean" `(B, F)`.
     """
 
     config: ImageTokenizerConfig
@@ -76,6 +78,7 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
     decodes_to: str | None = "pixels"
     decode_conditioning: tuple[str, ...] = ()
     encode_conditioning: tuple[str, ...] = ()
+    teacher_inputs: dict[str, str] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -117,6 +120,17 @@ class PreTrainedImageTokenizer(InitWeightsMixin, PreTrainedModel):
     def is_prefix_ordered(self) -> bool:
         """Whether any number of first tokens is a coarser picture."""
         return False
+
+    @property
+    def teacher_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches on which a teacher's features have to lie; None where its own grid will do."""
+        side = getattr(self.config, "grid_size", None)
+        return None if side is None or "patches" not in self.teacher_inputs.values() else (side, side)
+
+    @property
+    def num_teachers(self) -> int | None:
+        """Number of teachers where `forward` takes lists of their features; None where it takes those of one."""
+        return None
 
     @property
     def valid_num_tokens(self) -> Sequence[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.flow import FlowGuidance, check_steps
+from ..layers.losses import teacher_similarity
 from ..layers.quantizers import FSQ
 from ..layers.sampling import Generators, draw_normal, draw_uniform
 from ..layers.vae import build_vae, scale_latents, vae_decode, vae_factor, vae_posterior
@@ -31,6 +32,7 @@ class ComitModel(PreTrainedImageTokenizer):
     """
 
     config: ComitConfig
+    teacher_inputs = {"teacher_features": "patches"}
     _no_split_modules = ["ComitBlock", "ResnetBlock2D"]
     _keep_in_fp32_modules_strict = ["vae"]
 
@@ -56,6 +58,12 @@ class ComitModel(PreTrainedImageTokenizer):
     def codebook_size(self) -> int:
         """Product of the FSQ levels."""
         return self.quantizer.codebook_size
+
+    @property
+    def teacher_grid(self) -> tuple[int, int]:
+        """The grid of the flow decoder's patches."""
+        side = self.config.latent_size // self.config.patch_size
+        return side, side
 
     @property
     def num_tokens(self) -> int:
@@ -343,7 +351,7 @@ class ComitModel(PreTrainedImageTokenizer):
             if self.alignment_head is None:
                 raise ValueError("teacher_features need alignment_dim in the configuration.")
             ours = self.alignment_head(output.features.flatten(2).transpose(1, 2))
-            losses["alignment_loss"] = (1 - F.cosine_similarity(ours, teacher_features.to(ours), dim=-1)).mean()
+            losses["alignment_loss"] = (1 - teacher_similarity(ours, teacher_features)).mean()
         weights = self.config.loss_weights or {}
         total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         return ImageTokenizerOutput(total, losses, token_ids=encoded.token_ids)

@@ -12,8 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..layers.adaln import Modulation, modulate
 from ..layers.attention import Attention, Mlp
-from ..layers.conv_codec import flatten_grid, unflatten_grid, unpatchify
+from ..layers.conv_codec import flatten_grid, unflatten_grid
 from ..layers.dit import DiTHead
+from ..layers.patches import unpatchify
 from ..layers.positions import sincos_table
 from ..layers.time_embedding import TimeEmbedding
 from .configuration_comit import ComitConfig
@@ -142,7 +143,7 @@ class ComitTransformer(nn.Module):
                 features = hidden
         velocity = self.velocity_head(hidden[:, 1 : 1 + num_patches], time)
         return ComitTransformerOutput(
-            unpatchify(unflatten_grid(velocity, rows, columns), self.config.patch_size, self.config.latent_channels),
+            unpatchify(velocity, rows, columns, self.config.patch_size),
             self.message_head(self.norm_out(hidden[:, -count:])),
             self.location_head(self.norm_out(hidden[:, :1])).tanh(),
             unflatten_grid(features[:, 1 : 1 + num_patches], rows, columns),

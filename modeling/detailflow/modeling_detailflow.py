@@ -4,7 +4,6 @@ DetailFlow (arXiv 2505.21473): a causal ViT writes tokens from coarse to fine, a
 Shape suffixes in comments: B images, P patches, N tokens, D width.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..layers.attention import Mlp
 from ..layers.block_causal import block_causal_mask
-from ..layers.conv_codec import flatten_grid, unflatten_grid, unpatchify
-from ..layers.losses import assignment_entropy_loss
-from ..layers.quantizers import QuantizerOutput, VectorQuantizer
+from ..layers.losses import teacher_similarity
+from ..layers.patches import patchify, unpatchify
+from ..layers.positions import PositionTable
+from ..layers.quantizers import VectorQuantizer
 from ..layers.separate_attention import SeparateAttention
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
@@ -38,33 +38,6 @@ class SiglipBlock(GradientCheckpointingLayer):
         """`(B, M, D)` to the same."""
         x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
-
-
-def patchify(pixels: Tensor, patch: int) -> Tensor:
-    """`(B, C, H, W)` to `(B, P, patch * patch * C)`, features in the order row, column, channel."""
-    rows = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, h, w, p, p)
-    return rows.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-
-
-class PositionTable(nn.Module):
-    """Learned positions of a square grid, resized (bilinear, antialiased) to any grid."""
-
-    def __init__(self, positions: int, dim: int, std: float) -> None:
-        super().__init__()
-        self.side, self.std = math.isqrt(positions), std
-        self.weight = nn.Parameter(torch.empty(positions, dim))
-
-    def init_own_weights(self) -> None:
-        """Normal."""
-        init.normal_(self.weight, std=self.std)
-
-    def forward(self, rows: int, columns: int) -> Tensor:
-        """`(rows * columns, D)`."""
-        if (rows, columns) == (self.side, self.side):
-            return self.weight
-        table = unflatten_grid(self.weight[None].float(), self.side, self.side)
-        table = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-        return flatten_grid(table)[0].to(self.weight.dtype)
 
 
 class DetailFlowEncoder(nn.Module):
@@ -153,7 +126,7 @@ class DetailFlowDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         patches = self.head(self.norm_post(x[:, : rows * columns]))
-        return unpatchify(unflatten_grid(patches, rows, columns), self.config.decoder_patch_size)
+        return unpatchify(patches, rows, columns, self.config.decoder_patch_size)
 
 
 @dataclass
@@ -184,6 +157,7 @@ class DetailFlowModel(PreTrainedImageTokenizer):
 
     config: DetailFlowConfig
     mask_mode = "attention"
+    teacher_inputs = {"teacher_pooled": "mean"}
     _no_split_modules = ["SiglipBlock"]
 
     def __init__(self, config: DetailFlowConfig) -> None:
@@ -195,6 +169,7 @@ class DetailFlowModel(PreTrainedImageTokenizer):
             config.codebook_dim,
             l2_norm=config.codebook_l2_norm,
             commitment_cost=config.commitment_cost,
+            entropy_cost=config.entropy_loss_ratio,
         )
         self.refine_proj = nn.Linear(config.codebook_dim, config.encoder_hidden_size)
         self.post_quant_proj = nn.Linear(config.codebook_dim, config.decoder_hidden_size)
@@ -239,13 +214,6 @@ class DetailFlowModel(PreTrainedImageTokenizer):
 
     # ------------------------------------------------------------------ encode
 
-    def _quantize(self, pre_quant: Tensor) -> QuantizerOutput:
-        output = self.quantize(pre_quant)
-        if self.training and self.config.entropy_loss_ratio:
-            rows, latents = self._rows(), self._normal(pre_quant)
-            output.losses["entropy_loss"] = self.config.entropy_loss_ratio * assignment_entropy_loss(latents, rows)
-        return output
-
     def _rows(self) -> Tensor:
         every = torch.arange(self.config.codebook_size, device=self.device)
         return self.quantize.indices_to_latents(every).float()
@@ -259,7 +227,7 @@ class DetailFlowModel(PreTrainedImageTokenizer):
             num_tokens = config.tokens_for_size(side)
         hidden = self.encoder(pixel_values, config.num_latent_tokens)
         pre_quant = self.quant_proj(hidden)
-        output = self._quantize(pre_quant)
+        output = self.quantize(pre_quant)
         encoded = ImageTokenizerEncoderOutput(
             latents=output.quantized.to(pre_quant.dtype),
             token_ids=output.indices,
@@ -328,7 +296,7 @@ class DetailFlowModel(PreTrainedImageTokenizer):
         first = torch.cat([clean[:, :start], noisy], 1)
         given = self.refine_proj(self.get_codebook_entry(first))
         hidden = self.encoder(pixel_values.to(self.dtype), config.num_latent_tokens, given)
-        corrected = self._quantize(self.quant_proj(hidden)).indices[:, end:]
+        corrected = self.quantize(self.quant_proj(hidden)).indices[:, end:]
         ids_input = torch.cat([first, corrected], 1)
         ids_label = torch.cat([clean[:, :end], corrected], 1)
         return CorrectionStreams(clean, ids_input, ids_label, self.get_codebook_entry(ids_input))
@@ -373,7 +341,7 @@ class DetailFlowModel(PreTrainedImageTokenizer):
         sample = self.decode(latents, None if num_tokens is not None else encoded.token_mask).sample
         losses = {"reconstruction_loss": F.mse_loss(sample, target), **encoded.losses}
         if teacher_pooled is not None:
-            similarity = F.cosine_similarity(self.global_features(encoded.latents), teacher_pooled, dim=-1)
+            similarity = teacher_similarity(self.global_features(encoded.latents), teacher_pooled)
             losses["global_loss"] = -self.config.global_weight * similarity.mean()
         if correct_from is not None:
             losses["correction_loss"] = self._correction_loss(pixel_values, correct_from)
@@ -384,6 +352,6 @@ class DetailFlowModel(PreTrainedImageTokenizer):
         length = 1 if start < self.config.num_causal_tokens else self.config.group_size
         codes = self.correction_streams(pixel_values, start).codes[:, : start + length].detach()
         hidden = self.encoder(pixel_values, self.config.num_latent_tokens, self.refine_proj(codes))
-        output = self._quantize(self.quant_proj(hidden))
+        output = self.quantize(self.quant_proj(hidden))
         latents = torch.cat([codes, output.quantized[:, start + length :]], 1)
         return F.mse_loss(self.decode(latents).sample, pixel_values) + output.loss

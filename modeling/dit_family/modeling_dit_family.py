@@ -22,9 +22,9 @@ from ..layers.dit import DiTBlock, DiTHead
 from ..layers.flow import training_times
 from ..layers.flow_sampling import shift_times
 from ..layers.gaussian_diffusion import GaussianDiffusion, linear_betas
-from ..layers.mae_decoder import unpatchify
 from ..layers.mlp import FusedSwiGLU
 from ..layers.norm import RMSNorm
+from ..layers.patches import unpatchify
 from ..layers.positions import sincos_table
 from ..layers.rotary import apply_rotary, grid_rotary_table
 from ..layers.time_embedding import FourierTimeEmbedding, TimeEmbedding

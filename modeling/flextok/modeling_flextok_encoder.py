@@ -6,7 +6,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .modeling_flextok_layers import FlexTokBlock, PositionTable, patchify, plain_norm
+from ..layers.patches import patchify
+from .modeling_flextok_layers import FlexTokBlock, PositionTable, plain_norm
 
 
 class FlexTokEncoder(ModelMixin, ConfigMixin):

@@ -30,21 +30,6 @@ def zero_init(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def patchify(latents: Tensor, patch: int) -> Tensor:
-    """`(B, C, h, w)` to `(B, P, p * p * C)`, features ordered (row, column, channel), patches row by row."""
-    batch, channels, height, width = latents.shape
-    x = latents.view(batch, channels, height // patch, patch, width // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
-
-
-def unpatchify(patches: Tensor, patch: int, rows: int, columns: int) -> Tensor:
-    """The inverse of [`patchify`] for a grid of `rows` x `columns` patches."""
-    batch, _, width = patches.shape
-    channels = width // patch**2
-    x = patches.view(batch, rows, columns, patch, patch, channels)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch, columns * patch)
-
-
 def sincos_table(dim: int, height: int, width: int) -> Tensor:
     """
     The authors' fixed positions `(1, D, h, w)`: quarters sin(w), cos(w), sin(h), cos(h).

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..layers.flow import GUIDANCE_KINDS, FlowGuidance, GuidanceScale, sample_flow
+from ..layers.patches import patchify, unpatchify
 from ..layers.quantizers import FSQ
 from .modeling_flextok_layers import (
     FlexTokBlock,
     PositionTable,
     TimeEmbedding,
-    patchify,
     plain_norm,
-    unpatchify,
     zero_init,
 )
 from .modeling_flextok_linear import LinearTokenMap
@@ -302,7 +301,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         if self.modulation_out is not None:
             shift, scale = self.modulation_out(time)[:, None].chunk(2, -1)
             x = x * (1 + scale) + shift
-        return unpatchify(self.proj_out(x), self.config.patch_size, rows, columns)
+        return unpatchify(self.proj_out(x), rows, columns, self.config.patch_size)
 
     # ------------------------------------------------------------------ sampling
 

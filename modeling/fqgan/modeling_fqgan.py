@@ -10,7 +10,6 @@ from transformers import initialization as init
 from ..layers.attention import TransformerBlock
 from ..layers.conv_codec import flatten_grid, unflatten_grid
 from ..layers.conv_codec_taming import TamingDecoder, TamingEncoder
-from ..layers.losses import assignment_entropy_loss
 from ..layers.quantizers import QuantizerOutput, VectorQuantizer
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
@@ -83,11 +82,12 @@ class FQGANModel(PreTrainedImageTokenizer):
     Images `(B, 3, H, W)` in [-1, 1] to ids `(B, N, C)` in raster order, and back.
 
     The codebooks are (visual, semantic), or (visual, mid-level, high-level semantic); `latents` are their codes side
-    by side on channels, in this order. `features` of `encode` are the predicted teacher features of the last codebook.
+    by side on channels, in this order. `predict_features` gives the teachers' features from them.
     """
 
     config: FQGANConfig
     latent_layout = "grid"
+    teacher_inputs = {"teacher_features": "pooled"}
     _no_split_modules = ["TransformerBlock", "ResidualBlock", "GridAttention"]
 
     def __init__(self, config: FQGANConfig) -> None:
@@ -100,7 +100,11 @@ class FQGANModel(PreTrainedImageTokenizer):
         self.heads = nn.ModuleList(FactorizedHead(config) for _ in range(config.num_codebooks))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(
-                config.codebook_size, config.codebook_dim, l2_norm=True, commitment_cost=config.commitment_cost
+                config.codebook_size,
+                config.codebook_dim,
+                l2_norm=True,
+                commitment_cost=config.commitment_cost,
+                entropy_cost=config.entropy_loss_ratio,
             )
             for _ in range(config.num_codebooks)
         )
@@ -120,6 +124,11 @@ class FQGANModel(PreTrainedImageTokenizer):
     def latent_dim(self) -> int:
         """Width of all codes of a position together."""
         return self.config.codebook_dim * self.config.num_codebooks
+
+    @property
+    def num_teachers(self) -> int:
+        """One for each semantic codebook."""
+        return len(self.feature_predictors)
 
     def _encode(self, pixel_values: Tensor) -> ImageTokenizerEncoderOutput:
         features = self.encoder(pixel_values)
@@ -146,15 +155,7 @@ class FQGANModel(PreTrainedImageTokenizer):
             sequences `(B, N, D)`; losses `codebook_loss`, `commitment_loss` and, in training mode, `entropy_loss`,
             weighted.
         """
-        outputs = []
-        for grid, quantizer in zip(pre_quant, self.quantizers, strict=True):
-            output = quantizer(flatten_grid(grid))
-            if self.training and self.config.entropy_loss_ratio:
-                rows = quantizer.indices_to_latents(torch.arange(self.config.codebook_size, device=grid.device))
-                entropy = assignment_entropy_loss(F.normalize(flatten_grid(grid).float(), dim=-1), rows.float())
-                output.losses["entropy_loss"] = self.config.entropy_loss_ratio * entropy
-            outputs.append(output)
-        return outputs
+        return [quantizer(flatten_grid(grid)) for grid, quantizer in zip(pre_quant, self.quantizers, strict=True)]
 
     def get_codebook_entry(self, token_ids: Tensor) -> Tensor:
         """Rows of the codebooks, `(B, N, C, D)`, of unit length."""

@@ -12,10 +12,9 @@ from transformers import initialization as init
 from ..layers.conv_codec import flatten_grid, unflatten_grid
 from ..layers.conv_codec_adaptive import AdaptiveTamingDecoder
 from ..layers.conv_codec_taming import TamingEncoder
-from ..layers.losses import assignment_entropy_loss
+from ..layers.losses import teacher_similarity
 from ..layers.quantizers import QuantizerOutput, VectorQuantizer
 from ..layers.query_block import QueryBlock
-from ..layers.rotation_trick import rotate_to
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
 from .configuration_gigatok import GigaTokConfig
@@ -174,6 +173,7 @@ class GigaTokModel(PreTrainedImageTokenizer):
     """
 
     config: GigaTokConfig
+    teacher_inputs = {"teacher_features": "patches"}
     _no_split_modules = ["ResidualBlock", "GridAttention", "QueryBlock"]
 
     def __init__(self, config: GigaTokConfig) -> None:
@@ -189,6 +189,8 @@ class GigaTokModel(PreTrainedImageTokenizer):
             config.codebook_dim,
             l2_norm=config.codebook_l2_norm,
             commitment_cost=config.commitment_cost,
+            entropy_cost=config.entropy_loss_ratio,
+            rotation_trick=config.rotation_trick,
         )
         self.post_quant_proj = nn.Linear(config.codebook_dim, config.z_channels)
         self.token_decoder = GigaTokDecoder(config)
@@ -225,31 +227,10 @@ class GigaTokModel(PreTrainedImageTokenizer):
 
     # ------------------------------------------------------------------ encode
 
-    def quantizer_losses(self, pre_quant: Tensor) -> QuantizerOutput:
-        """
-        The quantizer with all terms of its objective.
-
-        Args:
-            pre_quant: `(B, N, D)`.
-
-        Returns:
-            [`QuantizerOutput`]; losses are `codebook_loss`, `commitment_loss` and, where it has a weight,
-            `entropy_loss`, all weighted. In training gradients are rotated where `config.rotation_trick`.
-        """
-        config, output = self.config, self.quantize(pre_quant)
-        latents = F.normalize(pre_quant.float(), dim=-1) if config.codebook_l2_norm else pre_quant.float()
-        if config.entropy_loss_ratio:
-            every = torch.arange(config.codebook_size, device=pre_quant.device)
-            entropy = assignment_entropy_loss(latents, self.quantize.indices_to_latents(every).float())
-            output.losses["entropy_loss"] = config.entropy_loss_ratio * entropy
-        if config.rotation_trick and self.training:
-            output.quantized = rotate_to(latents, self.quantize.indices_to_latents(output.indices).float())
-        return output
-
     def encode_features(self, features: Tensor) -> tuple[Tensor, QuantizerOutput]:
         """Features of the convolutional encoder `(B, z, h, w)` to tokens before `(B, N, D)` and after the quantizer."""
         pre_quant = self.quant_proj(self.token_encoder(features))
-        return pre_quant, self.quantizer_losses(pre_quant) if self.training else self.quantize(pre_quant)
+        return pre_quant, self.quantize(pre_quant)
 
     def _layout(self, sequence: Tensor) -> Tensor:
         if self.config.layout == "1d":
@@ -302,7 +283,7 @@ class GigaTokModel(PreTrainedImageTokenizer):
     def _alignment_loss(
         self, latents: Tensor, mask: Tensor | None, teacher_features: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        similarity = F.cosine_similarity(self.alignment_features(latents, mask), teacher_features, dim=-1).mean(1)
+        similarity = teacher_similarity(self.alignment_features(latents, mask), teacher_features).mean(1)
         return -(similarity if weights is None else similarity * weights).mean()
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers.cfg_schedules import scheduled_scale
+from ..layers.cfg_schedules import schedule_over
 from ..layers.generation import CfgScale
-from ..layers.rotary import apply_rotary, axial_angles
+from ..layers.rotary import axial_rotation
 from ..llamagen.modeling_llamagen_prior import LlamaGenPrior
 from .configuration_gigatok_prior import GigaTokPriorConfig
 
@@ -16,7 +16,7 @@ class GigaTokPrior(LlamaGenPrior):
     """
     Writes 1-D ids from a class, one by one.
 
-    Guidance follows `cfg_schedule` over the sequence (see `scheduled_scale`); the first token always has all of it.
+    Guidance follows `cfg_schedule` over the sequence (see `schedule_over`); the first token always has all of it.
     """
 
     config: GigaTokPriorConfig
@@ -47,20 +47,12 @@ class GigaTokPrior(LlamaGenPrior):
             return None
         config, index = self.config, positions - self.config.num_condition_tokens
         head_dim = config.hidden_size // config.num_attention_heads
-        angles, inside = axial_angles(index[:, None], head_dim, config.rope_theta), (index >= 0)[:, None]
-        cos, sin = angles.cos() * inside, angles.sin() * inside
-        return lambda heads: apply_rotary(heads, cos, sin)
+        return axial_rotation(index[:, None], head_dim, config.rope_theta, inside=index >= 0)
 
     def scheduled(self, cfg_scale: float, cfg_schedule: str = "constant", **window: Any) -> CfgScale:
         """`cfg_scale` over the sequence; a token's ratio is its number over that of the last."""
-        window = {name.removeprefix("cfg_"): value for name, value in window.items()}
-        scheduled_scale(cfg_schedule, cfg_scale, 0.0, **window)  # names are checked before the first step
-        if cfg_schedule == "constant":
-            return cfg_scale
 
-        def at(step: int, num_steps: int) -> float:
-            if step == 0:
-                return cfg_scale
-            return scheduled_scale(cfg_schedule, cfg_scale, step / max(num_steps - 1, 1), **window)
+        def ratio(step: int, num_steps: int) -> float | None:
+            return step / max(num_steps - 1, 1) if step else None
 
-        return at
+        return schedule_over(cfg_scale, cfg_schedule, ratio, **window)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 SPARE = 1e-4  # the authors keep scales above 1, so that the unconditional half is never left out
 
@@ -51,3 +52,29 @@ def scheduled_scale(
     min_scale = 1.0 + SPARE if min_scale is None else min_scale
     strength = STRENGTHS[schedule](ratio, window_start, window_end)
     return min_scale + (scale - min_scale) * strength
+
+
+def schedule_over(
+    cfg_scale: float, cfg_schedule: str, ratio_at: Callable[[int, int], float | None], **window: Any
+) -> float | Callable[[int, int], float]:
+    """
+    A scale as a function of (step, number of steps).
+
+    Args:
+        cfg_scale, cfg_schedule: the full weight, and a key of `STRENGTHS`; a constant one stays a number.
+        ratio_at: where the sequence is at a step, in [0, 1]; None for steps that always have the full weight.
+        window: options of [`scheduled_scale`] with "cfg_" in front of their names.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    window = {name.removeprefix("cfg_"): value for name, value in window.items()}
+    scheduled_scale(cfg_schedule, cfg_scale, 0.0, **window)  # names are checked before the first step
+    if cfg_schedule == "constant":
+        return cfg_scale
+
+    def at(step: int, num_steps: int) -> float:
+        ratio = ratio_at(step, num_steps)
+        return cfg_scale if ratio is None else scheduled_scale(cfg_schedule, cfg_scale, ratio, **window)
+
+    return at

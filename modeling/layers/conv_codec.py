@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -158,13 +157,6 @@ def flatten_grid(grid: Tensor) -> Tensor:
 def unflatten_grid(sequence: Tensor, height: int, width: int) -> Tensor:
     """`(B, h * w, D)` to `(B, D, h, w)`, row by row."""
     return sequence.transpose(1, 2).unflatten(2, (height, width))
-
-
-def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
-    """`(B, p * p * c, h, w)`, channels ordered (row, column, colour), to `(B, c, h * p, w * p)`."""
-    batch, _, height, width = patches.shape
-    x = patches.view(batch, patch_size, patch_size, channels, height, width)
-    return torch.einsum("bpqchw->bchpwq", x).reshape(batch, channels, height * patch_size, width * patch_size)
 
 
 def grid_of(num_tokens: int, image_size: int | tuple[int, int] | None, factor: int) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .conv_codec import unpatchify
+from .conv_codec import flatten_grid
 from .conv_codec_taming import TamingDecoder
+from .patches import unpatchify
 from .upsampling import pictures_in_turn, upsample_conv
 
 
@@ -76,7 +77,7 @@ class AdaptiveTamingDecoder(TamingDecoder):
 
     def _enlarge(self, x: Tensor, level: int) -> Tensor:
         if self.depth_to_space:
-            return unpatchify(self.upsample[level](x), 2, x.shape[1])
+            return unpatchify(flatten_grid(self.upsample[level](x)), *x.shape[2:], 2)
         return upsample_conv(x, self.upsample[level])
 
     @pictures_in_turn

@@ -9,13 +9,8 @@ from transformers import initialization as init
 
 from .attention import TransformerBlock
 from .conv_codec import flatten_grid
+from .patches import unpatchify
 from .positions import sincos_table
-
-
-def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
-    """Patches `(B, rows * columns, p * p * C)`, channels last, to pictures `(B, C, rows * p, columns * p)`."""
-    x = tokens.view(len(tokens), rows, columns, patch_size, patch_size, -1)  # (B, h, w, p, q, C)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * patch_size, columns * patch_size)
 
 
 class MaeDecoder(nn.Module):

@@ -1,11 +1,14 @@
-"""Fixed tables of absolute positions."""
+"""Tables of absolute positions, fixed and learned, and their resizing."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
+from .conv_codec import flatten_grid, unflatten_grid
 from .rotary import grid_coordinates, rotary_frequencies
 
 
@@ -57,3 +60,31 @@ def resize_table_bicubic(table: Tensor, grid: tuple[int, int], new_grid: tuple[i
     factors = tuple((new + 0.1) / old for new, old in zip(new_grid, grid, strict=True))
     image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
     return image[0].flatten(1).T.to(table.dtype)
+
+
+class PositionTable(nn.Module):
+    """
+    Learned positions of a square grid, resized (bilinear, antialiased) to any grid, as SigLIP 2's NaFlex does.
+
+    Args:
+        positions: of the grid that is stored.
+        dim: width.
+        std: of fresh positions.
+    """
+
+    def __init__(self, positions: int, dim: int, std: float) -> None:
+        super().__init__()
+        self.side, self.std = math.isqrt(positions), std
+        self.weight = nn.Parameter(torch.empty(positions, dim))
+
+    def init_own_weights(self) -> None:
+        """Normal."""
+        init.normal_(self.weight, std=self.std)
+
+    def forward(self, rows: int, columns: int) -> Tensor:
+        """`(rows * columns, D)`."""
+        if (rows, columns) == (self.side, self.side):
+            return self.weight
+        table = unflatten_grid(self.weight[None].float(), self.side, self.side)
+        table = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+        return flatten_grid(table)[0].to(self.weight.dtype)

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .losses import assignment_entropy_loss
+from .rotation_trick import rotate_to
+
 
 @dataclass
 class QuantizerOutput:
@@ -55,12 +58,24 @@ class VectorQuantizer(nn.Module):
         dim: width D.
         l2_norm: normalise latents and rows to unit length, also on lookup.
         commitment_cost: weight of the commitment term.
+        entropy_cost: weight of the entropy of assignments, a term of training (LlamaGen and what is built on it).
+        rotation_trick: in training, rotate gradients to the input in place of copying them.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, l2_norm: bool = False, commitment_cost: float = 0.25) -> None:
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        l2_norm: bool = False,
+        commitment_cost: float = 0.25,
+        entropy_cost: float = 0.0,
+        rotation_trick: bool = False,
+    ) -> None:
         super().__init__()
         self.codebook_size, self.dim = codebook_size, dim
         self.l2_norm, self.commitment_cost = l2_norm, commitment_cost
+        self.entropy_cost, self.rotation_trick = entropy_cost, rotation_trick
         self.embedding = nn.Embedding(codebook_size, dim)
 
     def _rows(self) -> Tensor:
@@ -74,16 +89,25 @@ class VectorQuantizer(nn.Module):
         return F.normalize(rows, dim=-1) if self.l2_norm else rows
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        """Latents `(..., D)` to the nearest rows. Losses: `commitment_loss` (weighted) and `codebook_loss`."""
+        """
+        Latents `(..., D)` to the nearest rows.
+
+        Losses, weighted: `commitment_loss`, `codebook_loss`, and in training `entropy_loss` where it has a weight.
+        """
         latents = latents.float()
         if self.l2_norm:
             latents = F.normalize(latents, dim=-1)
-        indices = nearest_code(latents, self._rows())
+        every = self._rows()
+        indices = nearest_code(latents, every)
         rows = self.indices_to_latents(indices).float()
         losses = {
             "commitment_loss": self.commitment_cost * F.mse_loss(rows.detach(), latents),
             "codebook_loss": F.mse_loss(rows, latents.detach()),
         }
+        if self.training and self.entropy_cost:
+            losses["entropy_loss"] = self.entropy_cost * assignment_entropy_loss(latents, every.float())
+        if self.training and self.rotation_trick:
+            return QuantizerOutput(rotate_to(latents, rows), indices, losses)
         return QuantizerOutput(latents + (rows - latents).detach(), indices, losses)
 
 

@@ -4,7 +4,7 @@ Rotary positions: angles from coordinates, and the rotation in its two dialects.
 Tables are computed in float32 at call time: buffers would be cast with the model, or lost on the meta device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -98,3 +98,21 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, dialect: str = "adjacent")
     turned = (first * cos - second * sin, second * cos + first * sin)
     out = torch.stack(turned, -1).flatten(-2) if dialect == "adjacent" else torch.cat(turned, -1)
     return out.to(x.dtype)
+
+
+def axial_rotation(
+    coordinates: Tensor, head_dim: int, theta: float = 10000.0, inside: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """
+    The rotation of positions as a function of heads `(B, H, N, d)`, for attention layers.
+
+    Args:
+        coordinates: `(N, A)`.
+        head_dim, theta: see [`axial_angles`].
+        inside: bool `(N,)`, False where heads become zero vectors (condition positions of LlamaGen's kind).
+    """
+    angles = axial_angles(coordinates, head_dim, theta)
+    cos, sin = angles.cos(), angles.sin()
+    if inside is not None:
+        cos, sin = cos * inside[:, None], sin * inside[:, None]
+    return lambda heads: apply_rotary(heads, cos, sin)

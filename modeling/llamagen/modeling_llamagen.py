@@ -1,13 +1,11 @@
 """LlamaGen's VQ tokenizer (arXiv 2406.06525, section 2.1): the convolutional VQGAN that many systems start from."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.conv_codec import check_multiple, flatten_grid, grid_of, unflatten_grid
 from ..layers.conv_codec_taming import TamingDecoder, TamingEncoder
-from ..layers.losses import assignment_entropy_loss
-from ..layers.quantizers import QuantizerOutput, VectorQuantizer
+from ..layers.quantizers import VectorQuantizer
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
 from .configuration_llamagen import LlamaGenVQConfig
@@ -36,6 +34,7 @@ class LlamaGenVQModel(PreTrainedImageTokenizer):
             config.codebook_dim,
             l2_norm=config.codebook_l2_norm,
             commitment_cost=config.commitment_cost,
+            entropy_cost=config.entropy_loss_ratio,
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
@@ -60,7 +59,7 @@ class LlamaGenVQModel(PreTrainedImageTokenizer):
     def _encode(self, pixel_values: Tensor) -> ImageTokenizerEncoderOutput:
         pre_quant = self.quant_conv(self.encoder(pixel_values))
         height, width = pre_quant.shape[2:]
-        output = (self.quantizer_losses if self.training else self.quantize)(flatten_grid(pre_quant))
+        output = self.quantize(flatten_grid(pre_quant))
         return ImageTokenizerEncoderOutput(
             latents=unflatten_grid(output.quantized, height, width).to(pre_quant.dtype),
             token_ids=output.indices,
@@ -68,25 +67,6 @@ class LlamaGenVQModel(PreTrainedImageTokenizer):
             loss=output.loss,
             losses=output.losses,
         )
-
-    def quantizer_losses(self, pre_quant: Tensor) -> QuantizerOutput:
-        """
-        The quantizer with all terms of its objective.
-
-        Args:
-            pre_quant: `(B, N, D)`, as `encode(...).pre_quant` flattened.
-
-        Returns:
-            [`QuantizerOutput`]; losses are `codebook_loss` (the paper's vq loss), `commitment_loss` and `entropy_loss`,
-            weighted.
-        """
-        output = self.quantize(pre_quant)
-        if self.config.entropy_loss_ratio:
-            latents = F.normalize(pre_quant.float(), dim=-1) if self.config.codebook_l2_norm else pre_quant.float()
-            every = torch.arange(self.config.codebook_size, device=pre_quant.device)
-            entropy = assignment_entropy_loss(latents, self.quantize.indices_to_latents(every).float())
-            output.losses["entropy_loss"] = self.config.entropy_loss_ratio * entropy
-        return output
 
     def get_codebook_entry(self, token_ids: Tensor) -> Tensor:
         """Rows of the codebook, `(B, N, D)`, of unit length where `codebook_l2_norm`."""

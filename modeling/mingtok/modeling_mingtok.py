@@ -14,8 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..layers.attention import Mlp, TransformerBlock
 from ..layers.causal import CausalAttention
-from ..layers.conv_codec import flatten_grid, grid_of, unflatten_grid, unpatchify
+from ..layers.conv_codec import flatten_grid, grid_of
+from ..layers.losses import teacher_similarity
 from ..layers.mlp import FusedSwiGLU, swiglu_dim
+from ..layers.patches import unpatchify
 from ..layers.positions import resize_table_bicubic
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import (
@@ -118,7 +120,7 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, config: MingTokConfig) -> None:
         super().__init__()
-        width, self.patch, self.channels = config.pixel_hidden_size, config.pixel_patch_size, config.num_channels
+        width, self.patch = config.pixel_hidden_size, config.pixel_patch_size
         self.ratio = config.encoder_patch_size // config.pixel_patch_size
         self.proj_in = nn.Linear(config.semantic_hidden_size, width * self.ratio**2)
         self.layers = bidirectional(config, width, config.pixel_num_layers, config.pixel_mlp)
@@ -132,8 +134,7 @@ class PixelDecoder(nn.Module):
         x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)  # (B, h r w r, D)
         for layer in self.layers:
             x = layer(x)
-        grid = unflatten_grid(self.head(self.norm(x)), rows * r, columns * r)
-        return unpatchify(grid, self.patch, self.channels)
+        return unpatchify(self.head(self.norm(x)), rows * r, columns * r, self.patch)
 
 
 class MingTokModel(PreTrainedImageTokenizer):
@@ -146,6 +147,7 @@ class MingTokModel(PreTrainedImageTokenizer):
     """
 
     config: MingTokConfig
+    teacher_inputs = {"teacher_features": "patches"}
     _no_split_modules = ["TransformerBlock", "CausalBlock"]
 
     def __init__(self, config: MingTokConfig) -> None:
@@ -159,6 +161,12 @@ class MingTokModel(PreTrainedImageTokenizer):
     def is_discrete(self) -> bool:
         """Always False."""
         return False
+
+    @property
+    def teacher_grid(self) -> tuple[int, int]:
+        """The grid of latents."""
+        side = self.config.image_size // self.config.encoder_patch_size
+        return side, side
 
     @property
     def num_tokens(self) -> int:
@@ -262,8 +270,7 @@ class MingTokModel(PreTrainedImageTokenizer):
         decoded = self.decode(encoded.latents, **encoded.decode_kwargs)
         losses = {"reconstruction_loss": F.l1_loss(decoded.sample, pixel_values)}
         if teacher_features is not None:
-            similarity = F.cosine_similarity(decoded.features, teacher_features, dim=-1)
-            losses["semantic_loss"] = (1 - similarity).mean()
+            losses["semantic_loss"] = (1 - teacher_similarity(decoded.features, teacher_features)).mean()
         weights = self.config.loss_weights or {}
         total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         return ImageTokenizerOutput(total, losses, decoded.sample, features=decoded.features)

@@ -16,9 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..layers.attention import Mlp
 from ..layers.block_causal import block_causal_mask
 from ..layers.conv_codec import MaskGitDecoder, MaskGitEncoder, flatten_grid, unflatten_grid
-from ..layers.losses import assignment_entropy_loss
-from ..layers.quantizers import QuantizerOutput, VectorQuantizer
-from ..layers.rotary import apply_rotary, axial_angles, grid_coordinates
+from ..layers.losses import teacher_similarity
+from ..layers.quantizers import VectorQuantizer
+from ..layers.rotary import axial_rotation, grid_coordinates
 from ..layers.separate_attention import SeparateAttention
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import (
@@ -58,13 +58,6 @@ class ResTokBlock(GradientCheckpointingLayer):
         if merge is not None:
             x = merge(x)
         return x + self.gamma_2 * self.mlp(self.norm2(x))
-
-
-def rotary_of(coordinates: Tensor, head_dim: int, theta: float) -> Callable[[Tensor], Tensor]:
-    """The rotation of positions with integer coordinates `(M, 2)`."""
-    angles = axial_angles(coordinates, head_dim, theta)
-    cos, sin = angles.cos(), angles.sin()
-    return lambda heads: apply_rotary(heads, cos, sin)
 
 
 def diagonal(start: int, count: int, device: torch.device) -> Tensor:
@@ -152,7 +145,7 @@ class ResTokEncoder(nn.Module):
             offset += grid[0] * grid[1]
         parts.append(diagonal(offset, config.num_latent_tokens, device))
         head_dim = config.encoder_hidden_size // config.encoder_num_heads
-        return rotary_of(torch.cat(parts), head_dim, config.rope_theta)
+        return axial_rotation(torch.cat(parts), head_dim, config.rope_theta)
 
     def _view(self, grids: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Callable]:
         """Mask and rotation of the image blocks `grids`, coarse to fine, and the latent levels behind them."""
@@ -241,7 +234,7 @@ class ResTokDecoder(nn.Module):
         x = self.norm_pre(torch.cat([self.embed(latents) + levels, queries], 1))
         count = config.num_latent_tokens
         coordinates = torch.cat([diagonal(0, count, device), grid_coordinates(grid, device) + count])
-        rotary = rotary_of(coordinates, config.decoder_hidden_size // config.decoder_num_heads, config.rope_theta)
+        rotary = axial_rotation(coordinates, config.decoder_hidden_size // config.decoder_num_heads, config.rope_theta)
         for layer in self.layers:
             x = layer(x, None, rotary)
         return self.norm_post(x[:, count:])
@@ -262,6 +255,7 @@ class ResTokModel(PreTrainedImageTokenizer):
 
     config: ResTokConfig
     mask_mode = "token"
+    teacher_inputs = {"teacher_pooled": "pooled", "teacher_features": "patches"}
     _no_split_modules = ["ResTokBlock", "ResidualBlock"]
 
     def __init__(self, config: ResTokConfig) -> None:
@@ -281,6 +275,7 @@ class ResTokModel(PreTrainedImageTokenizer):
             config.token_size,
             l2_norm=config.use_l2_norm,
             commitment_cost=config.commitment_cost,
+            entropy_cost=config.entropy_loss_ratio,
         )
         self.decoder = ResTokDecoder(config)
         self.pixel_decoder = MaskGitDecoder(*codec)
@@ -322,19 +317,10 @@ class ResTokModel(PreTrainedImageTokenizer):
         self._check_pixel_values(pixel_values)
         return self.encoder.blocks(self.encode_features(pixel_values.to(self.dtype)))[0]
 
-    def _quantize(self, pre_quant: Tensor) -> QuantizerOutput:
-        output = self.quantize(pre_quant)
-        if self.training and self.config.entropy_loss_ratio:
-            latents = F.normalize(pre_quant.float(), dim=-1) if self.config.use_l2_norm else pre_quant.float()
-            every = torch.arange(self.config.codebook_size, device=pre_quant.device)
-            entropy = assignment_entropy_loss(latents, self.quantize.indices_to_latents(every).float())
-            output.losses["entropy_loss"] = self.config.entropy_loss_ratio * entropy
-        return output
-
     def _encode(self, pixel_values: Tensor) -> ImageTokenizerEncoderOutput:
         blocks, latents = self.encoder.blocks(self.encode_features(pixel_values))
         pre_quant = self.encoder.project(latents)
-        output = self._quantize(pre_quant)
+        output = self.quantize(pre_quant)
         return ImageTokenizerEncoderOutput(
             latents=output.quantized.to(pre_quant.dtype),
             token_ids=output.indices,
@@ -379,8 +365,7 @@ class ResTokModel(PreTrainedImageTokenizer):
         }
         margin = self.config.alignment_margin
         return {
-            name: (margin - F.cosine_similarity(ours, theirs, dim=-1)).relu().mean()
-            for name, (ours, theirs) in pairs.items()
+            name: (margin - teacher_similarity(ours, theirs)).relu().mean() for name, (ours, theirs) in pairs.items()
         }
 
     def forward(

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layers.cfg_schedules import scheduled_scale
+from ..layers.cfg_schedules import schedule_over
 from ..layers.generation import CfgScale
-from ..layers.rotary import apply_rotary, axial_angles
+from ..layers.rotary import axial_rotation
 from ..llamagen.modeling_block_prior import BlockPrior
 from .configuration_restok_prior import ResTokPriorConfig
 
@@ -33,9 +33,7 @@ class ResTokPrior(BlockPrior):
     def rotary(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """Plain positions in the input sequence; the class is at 0."""
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        angles = axial_angles(positions[:, None], head_dim, self.config.rope_theta)
-        cos, sin = angles.cos(), angles.sin()
-        return lambda heads: apply_rotary(heads, cos, sin)
+        return axial_rotation(positions[:, None], head_dim, self.config.rope_theta)
 
     def schedule_ratio(self, step: int, cfg_num_steps: int = 0) -> float:
         """
@@ -58,13 +56,9 @@ class ResTokPrior(BlockPrior):
     def scheduled(
         self, cfg_scale: float, cfg_schedule: str = "constant", cfg_num_steps: int = 0, **window: Any
     ) -> CfgScale:
-        """`cfg_scale` over the steps, see `schedule_ratio` and `scheduled_scale`."""
-        window = {name.removeprefix("cfg_"): value for name, value in window.items()}
-        scheduled_scale(cfg_schedule, cfg_scale, 0.0, **window)  # names are checked before the first step
-        if cfg_schedule == "constant":
-            return cfg_scale
+        """`cfg_scale` over the steps, see `schedule_ratio` and `schedule_over`."""
 
-        def at(step: int, num_steps: int) -> float:
-            return scheduled_scale(cfg_schedule, cfg_scale, self.schedule_ratio(step, cfg_num_steps), **window)
+        def ratio(step: int, num_steps: int) -> float:
+            return self.schedule_ratio(step, cfg_num_steps)
 
-        return at
+        return schedule_over(cfg_scale, cfg_schedule, ratio, **window)

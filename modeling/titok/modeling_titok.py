@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..layers.attention import TransformerBlock
-from ..layers.conv_codec import MaskGitDecoder, flatten_grid, unflatten_grid, unpatchify
+from ..layers.conv_codec import MaskGitDecoder, flatten_grid, unflatten_grid
+from ..layers.patches import unpatchify
 from ..layers.posterior import DiagonalGaussian
 from ..layers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from ..modeling_utils import PreTrainedImageTokenizer
@@ -212,7 +213,7 @@ class TiTokModel(PreTrainedImageTokenizer):
 
     def to_pixels(self, grid: Tensor) -> Tensor:
         """The decoder's patches `(B, p * p * C, h, w)` as pixels `(B, C, H, W)` of one-stage checkpoints."""
-        return self.conv_out(unpatchify(grid, self.config.decoder_patch_size, self.config.num_channels))
+        return self.conv_out(unpatchify(flatten_grid(grid), *grid.shape[2:], self.config.decoder_patch_size))
 
     def expected_codes(self, logits: Tensor) -> Tensor:
         """The teacher's codes averaged over the softmax of `logits` (B, K, h, w): `(B, proxy_channels, h, w)`."""

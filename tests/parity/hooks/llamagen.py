@@ -10,7 +10,8 @@ def tokenizer(case: Case) -> dict:
     model, image = case.model, case.inputs["image"]
     size = tuple(image.shape[2:])
     encoded = model.encode(image)
-    losses = model.quantizer_losses(flatten_grid(encoded.pre_quant)).losses
+    losses = model.quantize.train()(flatten_grid(encoded.pre_quant)).losses
+    model.quantize.eval()
     zero = image.new_zeros(())
     return {
         "encoder_out": model.encoder(image),
