@@ -121,7 +121,7 @@ class PreTrainedARPrior(PreTrainedImagePrior):
     @staticmethod
     def batch_size(condition: Condition) -> int:
         """Rows of a condition."""
-        return next(len(value) for value in condition.values() if isinstance(value, Tensor))
+        return next(value.shape[0] for value in condition.values() if isinstance(value, Tensor))
 
     def join_conditions(self, condition: Condition, negative: Condition) -> Condition:
         """

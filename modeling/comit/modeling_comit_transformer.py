@@ -128,7 +128,7 @@ class ComitTransformer(nn.Module):
         """
         patches = self.patch_embed(x)
         rows, columns, count = patches.shape[2], patches.shape[3], self.config.num_latent_tokens
-        num_patches, batch = rows * columns, len(x)
+        num_patches, batch = rows * columns, x.shape[0]
         parts = [
             self.offset_embed(offset)[:, None] + self.offset_position,
             flatten_grid(patches) + self._positions(rows, columns, x.device).to(x.dtype),

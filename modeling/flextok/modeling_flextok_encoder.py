@@ -73,7 +73,7 @@ class FlexTokEncoder(ModelMixin, ConfigMixin):
         patches, count = rows * columns, 0
         if self.registers is not None:
             count = len(self.registers)
-            x = torch.cat([x, self.registers.expand(len(x), -1, -1)], 1)
+            x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], 1)
         mask = self._mask(patches, count, x.device)
         for layer in self.layers:
             x = layer(x, mask=mask)

@@ -204,7 +204,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         if self.mask_token is not None:
             if token_mask is not None:
                 x = torch.where(token_mask[..., None], x, self.mask_token)
-            left_out = self.mask_token.expand(len(x), self.config.num_tokens - count, -1)
+            left_out = self.mask_token.expand(x.shape[0], self.config.num_tokens - count, -1)
             x = torch.cat([x, left_out], 1)
         if null_mask is not None:
             if self.null_token is None:
@@ -231,7 +231,7 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         time = self.time_embed(timestep)
         time = time if length is None else time + length
         if self.null_pooled is not None:
-            null = self.null_pooled.expand(len(time), -1)
+            null = self.null_pooled.expand(time.shape[0], -1)
             pooled = null if pooled is None else pooled.to(null.dtype)
             pooled = pooled if dropped is None else torch.where(dropped[:, None], null, pooled)
             time = time + self.pooled_embed(pooled)

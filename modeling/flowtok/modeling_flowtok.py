@@ -99,11 +99,11 @@ class FlowTiTokDecoder(nn.Module):
     def forward(self, latents: Tensor, token_mask: Tensor | None, text: Tensor) -> Tensor:
         """Latents `(B, N, C)`, which of them count, and text tokens `(B, T, D)` to `(B, C, h, w)`."""
         count = self.grid**2
-        masks = self.mask_token.expand(len(latents), count, -1)
+        masks = self.mask_token.expand(latents.shape[0], count, -1)
         x = self.norm_pre(torch.cat([masks, self.embed(latents) + self.latent_position_embedding, text], 1))
         mask = None
         if token_mask is not None:
-            seen = token_mask.new_ones(len(latents), count), token_mask, token_mask.new_ones(text.shape[:2])
+            seen = token_mask.new_ones(latents.shape[0], count), token_mask, token_mask.new_ones(text.shape[:2])
             mask = torch.cat(seen, 1)[:, None, None, :]  # (B, 1, 1, G + N + T)
         rotary = grid_rotary(self.grid, self.head_dim, self.config.rope_theta, x.device)
         for layer in self.layers:

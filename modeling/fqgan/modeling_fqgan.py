@@ -36,7 +36,7 @@ class PositionedBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, N, D)` to `(B, N, D)`, or `(B, 1 + N, D)` with a class token."""
         if self.class_embedding is not None:
-            x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+            x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], 1)
         x = self.norm_pre(x + self.position_embedding)
         for layer in self.layers:
             x = layer(x)

@@ -280,7 +280,7 @@ class Window:
         mask = slots <= (positions[-1:, None] if block else positions[:, None])  # (n, M)
         if key_mask is None:
             return cls(positions, mask)
-        seen = torch.ones(len(key_mask), total, dtype=torch.bool, device=device)
+        seen = torch.ones(key_mask.shape[0], total, dtype=torch.bool, device=device)
         seen[:, : key_mask.shape[1]] = key_mask[:, :total]
         mask = (mask & seen[:, None]) | (slots == positions[:, None])  # (B, n, M)
         return cls(positions, mask[:, None])

@@ -68,7 +68,7 @@ class MaeDecoder(nn.Module):
             x = x.transpose(1, 2).unflatten(2, tuple(latents.shape[2:]))
             x = F.interpolate(x, (self.grid, self.grid), mode="bilinear", align_corners=False)
             x = flatten_grid(x)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position_embedding
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.position_embedding
         for layer in self.layers:
             x = layer(x)
         return unpatchify(self.head(self.norm(x))[:, 1:], self.grid, self.grid, self.patch_size)

@@ -12,6 +12,6 @@ def patchify(pixels: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
     """The inverse of [`patchify`]: `(B, rows * columns, p * p * C)` to `(B, C, rows * p, columns * p)`."""
-    batch = len(patches)
+    batch = patches.shape[0]
     x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)  # (B, h, w, p, q, C)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, columns * patch_size)

@@ -22,7 +22,7 @@ def pictures_in_turn(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any,
     @functools.wraps(forward)
     def wrapper(self: Any, latents: Tensor) -> Tensor:
         positions = latents.shape[2] * latents.shape[3] * 4 ** len(self.upsample)
-        if len(latents) > 1 and positions >= LARGE and _plain_inference_on_cpu(latents):
+        if positions >= LARGE and _plain_inference_on_cpu(latents) and latents.shape[0] > 1:
             return torch.cat([forward(self, one) for one in latents.split(1)])
         return forward(self, latents)
 

@@ -50,7 +50,7 @@ class BlockPrior(LlamaGenPrior):
         if first == last:
             return x
         special = self.special_embedding(torch.arange(first, last, device=x.device))
-        return torch.cat([x, special.expand(len(x), -1, -1)], 1)
+        return torch.cat([x, special.expand(x.shape[0], -1, -1)], 1)
 
     def _inputs(self, condition: Condition, token_ids: Tensor | None, steps: int) -> Tensor:
         """Inputs of the first `steps` steps, `(B, sum of their lengths, D)`."""

@@ -183,7 +183,7 @@ class RARPrior(PreTrainedARPrior):
             condition = self.null_condition(condition)
         elif self.training and self.config.condition_dropout:
             condition = self.drop_conditions(condition, self.config.condition_dropout)
-        row, batch = self._class_row(condition), len(token_ids)
+        row, batch = self._class_row(condition), token_ids.shape[0]
         if orders is None:
             orders = torch.arange(token_ids.shape[1], device=token_ids.device).expand(batch, -1)
         targets = token_ids.gather(1, orders)
@@ -194,7 +194,7 @@ class RARPrior(PreTrainedARPrior):
     def _ordered(self, row: Tensor, token_ids: Tensor, orders: Tensor) -> Tensor:
         """Placed embeddings `(B, 2 + N, D)` of ids that stand in the order `orders`."""
         x = torch.cat([self.start_token.expand_as(row), row, self.embedding(token_ids)], 1)
-        first = self.position_embedding[:PREFIX].expand(len(x), -1, -1)
+        first = self.position_embedding[:PREFIX].expand(x.shape[0], -1, -1)
         places = torch.cat([first, self.position_embedding[PREFIX + orders]], 1)
         nothing = torch.zeros_like(row)  # for the first position and the last
         targets = torch.cat([nothing, self.target_embedding[PREFIX + orders], nothing], 1)

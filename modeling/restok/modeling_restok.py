@@ -218,7 +218,7 @@ class ResTokDecoder(nn.Module):
         if token_mask is not None:
             latents = torch.where(token_mask[..., None], latents, filler)
         missing = self.config.num_latent_tokens - latents.shape[1]
-        return torch.cat([latents, filler.expand(len(latents), missing, -1)], 1)
+        return torch.cat([latents, filler.expand(latents.shape[0], missing, -1)], 1)
 
     def states(self, latents: Tensor, query: Tensor) -> Tensor:
         """Filled latents `(B, N, C)` to the state of the grid `(B, G, D)` after the last norm."""
@@ -230,7 +230,7 @@ class ResTokDecoder(nn.Module):
             ]
         )
         grid = (config.grid_size, config.grid_size)
-        queries = query.expand(len(latents), grid[0] * grid[1], -1)
+        queries = query.expand(latents.shape[0], grid[0] * grid[1], -1)
         x = self.norm_pre(torch.cat([self.embed(latents) + levels, queries], 1))
         count = config.num_latent_tokens
         coordinates = torch.cat([diagonal(0, count, device), grid_coordinates(grid, device) + count])

@@ -49,7 +49,7 @@ class TaTiTokModel(TiTokModel):
     def _decode(
         self, latents: Tensor, token_mask: Tensor | None, text_hidden_states: Tensor
     ) -> ImageTokenizerDecoderOutput:
-        self._check_text(text_hidden_states, len(latents))
+        self._check_text(text_hidden_states, latents.shape[0])
         text = self.decoder.text_tokens(text_hidden_states.to(self.dtype))
         return ImageTokenizerDecoderOutput(sample=self.to_pixels(self.decoder(latents, token_mask, text)))
 

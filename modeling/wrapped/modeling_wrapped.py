@@ -147,7 +147,7 @@ class WrappedTokenizerModel(PreTrainedImageTokenizer):
         video = latents[:, :, None]
         hidden = self.model.post_quant_conv(video)
         frames = self.model.decoder(hidden.transpose(1, 2), video.transpose(1, 2))
-        return frames.reshape(len(latents), -1, self.config.num_channels, *frames.shape[-2:])[:, 0]
+        return frames.reshape(latents.shape[0], -1, self.config.num_channels, *frames.shape[-2:])[:, 0]
 
     def forward(self, pixel_values: Tensor) -> ImageTokenizerOutput:
         """Reconstruction (mean squared error), and the KL term of AutoencoderKL; other terms are the library's."""
