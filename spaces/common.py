@@ -29,8 +29,13 @@ CSS = """
 .head p { color: var(--body-text-color-subdued); max-width: 46rem; margin: 0 0 0.4rem; }
 .note p, .note { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
 .facts p { font-variant-numeric: tabular-nums; }
-.facts table { width: 100%; font-variant-numeric: tabular-nums; }
+.facts table { width: 100%; font-variant-numeric: tabular-nums; border-collapse: collapse; }
+.facts th, .facts td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.facts table, .facts tr { border: 0 !important; background: none !important; }
 .pixels img { image-rendering: pixelated; }
+.pixels .image-frame, .pixels .image-frame img { width: 100%; object-fit: contain; max-height: 420px; }
+.input img { object-fit: contain !important; }
+.strip .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .mono textarea, .mono input { font-family: var(--font-mono); font-size: var(--text-sm); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible {
   outline: 2px solid var(--color-accent) !important; outline-offset: 2px;
@@ -69,27 +74,26 @@ def theme() -> gr.themes.Base:
     )
 
 
-class Picture(gr.Image):
+def picture_input(**options: Any) -> gr.Image:
     """
     A picture to upload, photograph or paste; functions get the path of the file as it is.
 
     gradio would open it first and convert it on the way; what becomes of alpha, rotation, 16 bit and files that are no
-    pictures is the image processor's work, whose messages say what is wrong.
+    pictures is the image processor's work, whose messages say what is wrong. A method of the instance, since gradio
+    writes a stub file beside the source of each subclass.
     """
+    image = gr.Image(**{"type": "filepath", "sources": ["upload", "webcam", "clipboard"], **options})
+    original = image.preprocess
 
-    is_template = True  # the page draws it as a gr.Image
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs = {"type": "filepath", "sources": ["upload", "webcam", "clipboard"], **kwargs}
-        super().__init__(*args, **kwargs)
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """The path of the uploaded file; None where there is none."""
+    def preprocess(payload: ImageData | None) -> str | None:
         if payload is None or (payload.path is None and not payload.url):
             return None
-        if payload.path is None:
-            return _friendly_call(super().preprocess, (payload,), {})
+        if payload.path is None:  # the picture itself, as a data URL
+            return _friendly_call(original, (payload,), {})
         return str(payload.path)
+
+    image.preprocess = preprocess
+    return image
 
 
 def need(path: str | None, what: str = "a picture") -> str:

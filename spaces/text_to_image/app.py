@@ -32,7 +32,8 @@ from hf_vistok.spaces import common
 LIMITS = limits()
 HEAD = f"""
 # Text to image, token by token
-A picture here is {LIMITS.tokens} tokens, the most important first. Watch it sharpen while a small autoregressive model writes them.
+A picture here is {LIMITS.tokens} tokens, the most important first. Watch it sharpen while a small
+autoregressive model writes them.
 """
 # makes the relative link of an answer one that can be shared
 ABSOLUTE = "(q) => (q || '').startsWith('?') ? window.location.origin + window.location.pathname + q : q"
@@ -77,7 +78,7 @@ def generate(
     Args:
         prompt: What to draw, in a few English words, for example "a red apple". At most 300 characters.
         style: Drawing style, or "Any".
-        seed: Seed of the first picture; the next ones have seed + 1, seed + 2, ... The same seed gives the same picture.
+        seed: Seed of the first picture; the next ones have seed + 1, seed + 2, ...; a seed gives the same picture.
         pictures: Number of pictures, 1 to 8.
         tokens: Number of tokens of each picture; fewer is coarser.
         prior_guidance: How closely the tokens follow the text, 0 to 20; 1 is no guidance.
