@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,11 @@ CSS = """
 .pixels img { image-rendering: pixelated; }
 .pixels .image-frame, .pixels .image-frame img { width: 100%; object-fit: contain; max-height: 420px; }
 .input img { object-fit: contain !important; }
+.chips label { padding: 0.25rem 0.55rem; font-variant-numeric: tabular-nums; font-size: var(--text-sm); }
+.chips label input { position: absolute; opacity: 0; }
+.chips label.selected { background: var(--color-accent); color: white; }
+.chips label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.chips label span { margin-left: 0; }
 .strip .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .mono textarea, .mono input { font-family: var(--font-mono); font-size: var(--text-sm); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible {
@@ -42,10 +48,16 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
 }
 .pictures .grid-wrap { min-height: 16rem; max-height: none !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0.5rem !important; }
   .head h1 { font-size: 1.35rem; }
   /* one column, the answer right below the button: settings and details come later */
-  .sides, .sides > .column { display: contents; }
+  .sides { flex-direction: column !important; flex-wrap: nowrap !important; }
+  .sides > .column { display: contents; }
+  .sides > *, .sides > .column > * { min-width: 0 !important; width: 100%; max-width: 100%; }
+  .gradio-container { width: 100vw; max-width: 100vw !important; min-width: 0 !important; padding: 0 !important; }
+  .gradio-container .main > .wrap { padding: 0.5rem 0.75rem; box-sizing: border-box; max-width: 100vw; }
+  .gradio-container .contain { min-width: 0; max-width: calc(100vw - 1.5rem); }
+  .strip .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
+  .facts th, .facts td { padding: 0.4rem 0.3rem !important; }
   .first { order: -1; }
   .later { order: 1; }
   .last { order: 2; }
@@ -94,6 +106,17 @@ def picture_input(**options: Any) -> gr.Image:
 
     image.preprocess = preprocess
     return image
+
+
+def own_file(picture: Any) -> Any:
+    """
+    The PIL picture with a mark that gives it a file of its own.
+
+    gradio names files by their content and writes them in place: of two answers with equal pictures, the second would
+    rewrite the file while a browser may be reading it.
+    """
+    picture.info = {"serial": uuid.uuid4().hex}
+    return picture
 
 
 def need(path: str | None, what: str = "a picture") -> str:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from hf_vistok.hub import fetch, read_json, resolve_source
-from hf_vistok.spaces.common import Lazy, number, whole_number
+from hf_vistok.spaces.common import Lazy, number, own_file, whole_number
 
 MODEL = os.environ.get("HF_VISTOK_MODEL", "hf-vistok/emoji-64")
 MAX_PICTURES, MAX_STEPS, MAX_PROMPT, MAX_SEED, MAX_GUIDANCE = 8, 50, 300, 2**31 - 1, 20.0
@@ -212,7 +212,9 @@ def paint(wish: Wish) -> Iterator[Drawing]:
         generator=generators(wish),
     )
     for output in stream:
-        yield Drawing(output.images, output.prior_token_ids.tolist(), time.monotonic() - start)
+        yield Drawing(
+            [own_file(image) for image in output.images], output.prior_token_ids.tolist(), time.monotonic() - start
+        )
 
 
 def redraw(rows: list[list[int]], wish: Wish) -> Drawing:
@@ -235,4 +237,4 @@ def redraw(rows: list[list[int]], wish: Wish) -> Drawing:
         num_inference_steps=wish.steps,
         noise=pipe.prepare_noise(len(rows), generators(wish, shift=1)),  # as `stream` seeds it
     )
-    return Drawing(output.images, rows, time.monotonic() - start)
+    return Drawing([own_file(image) for image in output.images], rows, time.monotonic() - start)

@@ -93,7 +93,8 @@ class Inputs:
             self.tokens = gr.Slider(1, most, most, step=1, label="Tokens", elem_id="tokens")
             self.name = gr.Dropdown(bench.names(), value=FIRST, label="Tokenizer")
         self.facts = gr.Markdown(elem_classes="facts", elem_id="facts")
-        gr.Examples([[path] for path in PICTURES], [self.picture], label="Examples", examples_per_page=12)
+        with gr.Column(elem_classes="last"):
+            gr.Examples([[path] for path in PICTURES], [self.picture], label="Examples", examples_per_page=12)
 
     @property
     def all(self) -> list[Any]:
@@ -134,11 +135,14 @@ class Inspector:
             elem_classes="mono",
             elem_id="ids",
         )
-        self.chips = gr.Radio([], label="Choose one: a random other one takes its place", elem_id="chips")
-        with gr.Row(equal_height=True):
+        self.chips = gr.Radio(
+            [], label="Choose one: a random other one takes its place", elem_id="chips", elem_classes="chips"
+        )
+        with gr.Row():
             self.new = gr.Number(label="New token", precision=0, minimum=0, min_width=120, elem_id="new")
-            self.another = gr.Button("Another", min_width=90, elem_id="another")
-            self.keep = gr.Button("Keep the change", min_width=90, elem_id="keep")
+            with gr.Column(min_width=120):
+                self.another = gr.Button("Another", size="sm", elem_id="another")
+                self.keep = gr.Button("Keep the change", size="sm", elem_id="keep")
         self.facts = gr.Markdown(elem_classes="facts", elem_id="change")
         with gr.Row():
             self.slider = _slider("Before | after")
@@ -228,7 +232,7 @@ def build() -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="hf_vistok: tokenizer lab", delete_cache=common.KEEP_FILES, analytics_enabled=False) as page:
         gr.Markdown(HEAD, elem_classes=["head", "first"])
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_classes="sides"):
             with gr.Column(scale=2, min_width=300):
                 side = Inputs()
             with gr.Column(scale=5, min_width=300):
@@ -244,7 +248,7 @@ def build() -> gr.Blocks:
                     mixer = Mixer()
         _connect(page, side, (first, rivals, inspector, duel, mixer))
         _api_only(side, inspector)
-        gr.Markdown("From code, or as an MCP tool: “Use via API” below.", elem_classes="note")
+        gr.Markdown("From code, or as an MCP tool: “Use via API” below.", elem_classes=["note", "last"])
     return page
 
 

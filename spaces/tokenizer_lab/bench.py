@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hf_vistok.spaces.common import Lazy, whole_number
+from hf_vistok.spaces.common import Lazy, own_file, whole_number
 
 DEFAULT = "hf-vistok/titok-emoji-64"
 NOISE_SEED = 0  # of decoders that draw: the same tokens always give the same picture
@@ -88,7 +88,7 @@ class Tokenizer:
         pixels = self.processor([path], return_tensors="pt").pixel_values
         with torch.no_grad(), self._one_at_a_time:
             ids = self.model.encode(pixels.to(self.model.device)).token_ids
-        return Tokens(self.processor.postprocess(pixels)[0], ids[0].tolist())
+        return Tokens(own_file(self.processor.postprocess(pixels)[0]), ids[0].tolist())
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Pictures of rows of ids; rows of one length are drawn together."""
@@ -116,7 +116,8 @@ class Tokenizer:
         if "generator" in self.model._decode_options:
             draws["generator"] = [torch.Generator().manual_seed(NOISE_SEED) for _ in latents]
         with torch.no_grad(), self._one_at_a_time:
-            return self.processor.postprocess(self.model.decode(latents, **draws).sample.cpu())
+            sample = self.model.decode(latents, **draws).sample.cpu()
+        return [own_file(picture) for picture in self.processor.postprocess(sample)]
 
 
 def names() -> list[str]:

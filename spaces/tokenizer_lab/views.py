@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hf_vistok.spaces.common import own_file
+
 # from no error to much: a dark blue over violet and orange to a pale yellow, bright steps for people of any sight
 HEAT = np.array([[8, 10, 40], [70, 20, 110], [180, 50, 100], [245, 130, 50], [252, 245, 180]], dtype=np.float64)
 HEAT_TOP = 0.5  # mean absolute error of a pixel that is drawn brightest
@@ -33,7 +35,7 @@ def error_map(one: Image.Image, other: Image.Image) -> Image.Image:
     low = np.floor(level).astype(int).clip(0, len(HEAT) - 2)
     share = (level - low)[..., None]
     colours = HEAT[low] * (1 - share) + HEAT[low + 1] * share
-    return Image.fromarray(colours.round().astype(np.uint8))
+    return own_file(Image.fromarray(colours.round().astype(np.uint8)))
 
 
 def changed_share(one: Image.Image, other: Image.Image, threshold: float = 0.02) -> float:
@@ -137,5 +139,5 @@ def comparison(picture: Image.Image, drawn: Image.Image, budget: float) -> tuple
         small = "" if coded.side == picture.width else f", coded at {coded.side} pixels"
         size = f"{amount(coded.data_bytes)}{'' if coded.fits else ' (its smallest)'}"
         rows.append(f"| {codec}{small} | {size} | {amount(coded.file_bytes)} | {coded.psnr:.1f} dB |")
-        pictures.append((coded.picture, f"{codec}, {amount(coded.data_bytes)}"))
+        pictures.append((own_file(coded.picture), f"{codec}, {amount(coded.data_bytes)}"))
     return pictures, "\n".join(rows)
