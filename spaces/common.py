@@ -25,7 +25,9 @@ KEEP_FILES = (600, 3600)  # every 10 minutes, files older than an hour go
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
+.gradio-container .main > .wrap { padding: clamp(0.75rem, 3vw, 2rem) !important; box-sizing: border-box; }
+.gradio-container .main, .gradio-container .main > .wrap, .gradio-container .contain { max-width: 100%; min-width: 0; }
 .head h1 { font-size: 1.7rem; letter-spacing: -0.02em; margin: 0.4rem 0 0.1rem; }
 .head p { color: var(--body-text-color-subdued); max-width: 46rem; margin: 0 0 0.4rem; }
 .note p, .note { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
@@ -53,9 +55,6 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
   .sides { flex-direction: column !important; flex-wrap: nowrap !important; }
   .sides > .column { display: contents; }
   .sides > *, .sides > .column > * { min-width: 0 !important; width: 100%; max-width: 100%; }
-  .gradio-container { width: 100vw; max-width: 100vw !important; min-width: 0 !important; padding: 0 !important; }
-  .gradio-container .main > .wrap { padding: 0.5rem 0.75rem; box-sizing: border-box; max-width: 100vw; }
-  .gradio-container .contain { min-width: 0; max-width: calc(100vw - 1.5rem); }
   .strip .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
   .facts th, .facts td { padding: 0.4rem 0.3rem !important; }
   .first { order: -1; }
