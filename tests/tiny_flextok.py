@@ -40,8 +40,9 @@ TRANSFORMER = {
     "frequency_dim": 16,
 }
 GRID = {"num_tokens": 16, "token_layout": "grid", "nested_dropout": False, "modulation_streams": 1}
-LINEAR = {"token_layout": "linear", "modulation_streams": 1}
-LINEAR_ENCODER = {"in_channels": 4, "sample_size": 8, "num_registers": 8, "out_dim": 4}
+LINEAR = {"token_layout": "linear", "modulation_streams": 1, "fsq_levels": [5]}
+LINEAR_ENCODER = {"in_channels": 4, "sample_size": 8, "num_registers": 8, "out_dim": 1}
+LINEAR_ENCODER |= {"level": 5, "num_components": 6, "num_passes": 2}
 TEXT = {"text_dim": 12, "pooled_text_dim": 12}
 GRADIENT_FREE = {
     r"^vae\.": "the VAE is frozen",

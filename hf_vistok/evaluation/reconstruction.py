@@ -41,7 +41,9 @@ def doubling_lengths(model: Any) -> list[int]:
 
 
 @torch.no_grad()
-def reconstruct_lengths(model: Any, pixels: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+def reconstruct_lengths(
+    model: Any, pixels: Tensor, lengths: Sequence[int], decode_kwargs: dict[str, Any] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """
     Reconstructions from the first tokens, for each length.
 
@@ -49,22 +51,31 @@ def reconstruct_lengths(model: Any, pixels: Tensor, lengths: Sequence[int]) -> I
         model: a tokenizer that decodes to pixels.
         pixels: `(B, 3, H, W)` in [0, 1].
         lengths: numbers of tokens.
+        decode_kwargs: further arguments of `decode`; "shared_noise" is one picture's noise, taken for all.
 
     Yields:
         the length and `(B, 3, H, W)` in [0, 1].
     """
     encoded = model.encode(model.normalize_pixels(pixels))
+    options = {**(encoded.decode_kwargs or {}), **(decode_kwargs or {})}
+    shared = options.pop("shared_noise", None)
+    if shared is not None:
+        options["noise"] = shared.to(pixels.device).expand(len(pixels), *shared.shape)
     for length in lengths:
         latents, mask = encoded.latents, encoded.token_mask
         if length != model.num_tokens:
             latents, mask = latents[:, :length], None if mask is None else mask[:, :length]
-        sample = model.decode(latents, mask, **(encoded.decode_kwargs or {})).sample
+        sample = model.decode(latents, mask, **options).sample
         yield length, model.denormalize_pixels(sample.float()).clamp(0, 1)
 
 
 @torch.no_grad()
 def reconstruction_scores(
-    model: Any, images: np.ndarray, lengths: Sequence[int] | None = None, batch_size: int = 64
+    model: Any,
+    images: np.ndarray,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 64,
+    decode_kwargs: dict[str, Any] | None = None,
 ) -> list[ReconstructionScore]:
     """
     PSNR by the number of tokens.
@@ -74,6 +85,7 @@ def reconstruction_scores(
         images: uint8 `(N, H, W, 3)` of the model's size.
         lengths: numbers of tokens, 1, 2, 4, ... by default.
         batch_size: pictures at once.
+        decode_kwargs: see [`reconstruct_lengths`].
     """
     if model.decodes_to != "pixels":
         raise ValueError(f"{type(model).__name__} decodes to {model.decodes_to}, not to pixels.")
@@ -83,7 +95,7 @@ def reconstruction_scores(
     errors: dict[int, list[Tensor]] = {length: [] for length in lengths}
     for start in range(0, len(images), batch_size):
         pixels = to_pixels(images[start : start + batch_size], model.device)
-        for length, fake in reconstruct_lengths(model, pixels, lengths):
+        for length, fake in reconstruct_lengths(model, pixels, lengths, decode_kwargs):
             errors[length].append((fake - pixels).square().mean((1, 2, 3)).double().cpu())
     return [_score(model, length, torch.cat(errors[length])) for length in lengths]
 

@@ -88,6 +88,8 @@ class Trainer:
         self.quiet, self._signal = quiet or not self.main, None
         self._first_samples: Samples | None = None
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            self.stage.write_assets(self.output / "assets")
         self._restore(resume)
 
     # ------------------------------------------------------------------ set-up

@@ -12,6 +12,21 @@ from .recipe import parse_recipe
 from .stages import build_model
 
 
+def state_folder(run: Path) -> Path:
+    """
+    The folder of a run's best evaluation, or of its last state where nothing was evaluated.
+
+    Raises:
+        CheckpointError: where there is neither.
+    """
+    if (run / BEST / "state.json").is_file():
+        return run / BEST
+    found = states(run / "states")
+    if not found:
+        raise CheckpointError(f"{run} holds no training state.")
+    return found[-1]
+
+
 def load_trained(run: Path) -> tuple[PreTrainedModel, dict]:
     """
     The averaged weights of a run's best evaluation (of its last state, where nothing was evaluated).
@@ -25,12 +40,7 @@ def load_trained(run: Path) -> tuple[PreTrainedModel, dict]:
     Raises:
         CheckpointError: where the folder holds no state.
     """
-    folder = run / BEST
-    if not (folder / "state.json").is_file():
-        found = states(run / "states")
-        if not found:
-            raise CheckpointError(f"{run} holds no training state.")
-        folder = found[-1]
+    folder = state_folder(run)
     tensors, state = read_folder(folder)
     recipe = parse_recipe(state["recipe"])
     model = build_model(recipe.model, recipe.seed)

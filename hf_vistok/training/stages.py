@@ -5,7 +5,9 @@ A stage has `modules` (what is trained, the first is the one that counts), `obje
 step now), `batch(...)`, `loss(...)`, `evaluate(...)` and `sheet(...)`.
 """
 
+import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from ..evaluation.reconstruction import doubling_lengths, reconstruct_lengths, r
 from .discriminator import PatchDiscriminator
 from .losses import LeCam, generator_loss, hinge_discriminator_loss
 from .perceptual import build_network, perceptual_distance
-from .recipe import DataRecipe, ModelRecipe, Recipe, RecipeError, TokenizerRecipe
+from .recipe import DataRecipe, ModelRecipe, PrefixRecipe, Recipe, RecipeError, TokenizerRecipe
 
 Batch = dict[str, Any]
 
@@ -52,7 +54,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
 
         return AutoImageTokenizer.from_pretrained(recipe.init_from, dtype=torch.float32)
     config = build_config(recipe)
-    model_class = _classes(recipe.type)[0]
+    model_class = model_class_of(recipe)
     torch.manual_seed(seed)
     model = model_class(config)
     for name in recipe.identity_convs:
@@ -79,6 +81,11 @@ def _classes(model_type: str) -> tuple[type, type]:
         )
     model = getattr(importlib.import_module(entry.model_module), entry.model)
     return model, getattr(importlib.import_module(entry.config_module), entry.config)
+
+
+def model_class_of(recipe: ModelRecipe) -> type:
+    """The class of a fresh model."""
+    return _classes(recipe.type)[0]
 
 
 def build_config(recipe: ModelRecipe) -> Any:
@@ -111,6 +118,15 @@ def sample_some(source: Source, count: int) -> np.ndarray:
         return next(source.batches(0, count or 256, slice(None))).images
     count = min(count or len(source), len(source))
     return source.take(np.arange(count) * len(source) // count).images
+
+
+def draw_prefix_lengths(model: nn.Module, recipe: PrefixRecipe, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Number of tokens that each picture may use, int64 `(B,)`."""
+    top, kind = model.num_tokens, uniform(seed, "prefix kind", positions)
+    powers = np.array(doubling_lengths(model))
+    power = powers[integers(seed, "prefix power", positions, 0, len(powers))]
+    any_length = integers(seed, "prefix length", positions, 1, top + 1)
+    return np.where(kind < recipe.full, top, np.where(kind < recipe.full + recipe.powers, power, any_length))
 
 
 class TokenizerStage:
@@ -155,6 +171,9 @@ class TokenizerStage:
         self.modules["discriminator"] = PatchDiscriminator(recipe.channels, recipe.stages)
         self.lecam = LeCam().to(self.device)
 
+    def write_assets(self, folder: Path) -> None:
+        """What a checkpoint of the run needs besides its tensors and its recipe: nothing here."""
+
     def state(self) -> dict[str, Tensor]:
         """Tensors of the stage itself that a resumed run needs."""
         return dict(self.lecam.state_dict()) if "discriminator" in self.modules else {}
@@ -183,7 +202,9 @@ class TokenizerStage:
         images = samples.images if plain else self._augment(samples.images, positions)
         batch: Batch = {"pixels": to_pixels(images, self.device), "positions": positions}
         if self.recipe.prefix is not None:
-            batch["num_tokens"] = torch.from_numpy(self.prefix_lengths(positions)).to(self.device)
+            batch["num_tokens"] = torch.from_numpy(
+                draw_prefix_lengths(self.model, self.recipe.prefix, self.recipe.seed, positions)
+            ).to(self.device)
         return batch
 
     def _augment(self, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -192,15 +213,6 @@ class TokenizerStage:
         reach = recipe.shift
         shift = [integers(seed, f"shift {axis}", positions, -reach, reach + 1) for axis in "yx"]
         return augment(images, flip, np.stack(shift, 1))
-
-    def prefix_lengths(self, positions: np.ndarray) -> np.ndarray:
-        """Number of tokens that each picture may use, int64 `(B,)`."""
-        seed, recipe, top = self.recipe.seed, self.recipe.prefix, self.model.num_tokens
-        kind = uniform(seed, "prefix kind", positions)
-        powers = np.array(doubling_lengths(self.model))
-        power = powers[integers(seed, "prefix power", positions, 0, len(powers))]
-        any_length = integers(seed, "prefix length", positions, 1, top + 1)
-        return np.where(kind < recipe.full, top, np.where(kind < recipe.full + recipe.powers, power, any_length))
 
     # ------------------------------------------------------------------ losses
 
@@ -285,9 +297,15 @@ class TokenizerStage:
         return rows
 
 
-STAGE_CLASSES = {"tokenizer": TokenizerStage, "vae": TokenizerStage}
+STAGE_CLASSES = {
+    "tokenizer": "stages:TokenizerStage",
+    "vae": "stages:TokenizerStage",
+    "flow_tokenizer": "stages_flow:FlowTokenizerStage",
+    "prior": "stages_prior:PriorStage",
+}
 
 
-def build_stage(recipe: Recipe, device: torch.device) -> TokenizerStage:
+def build_stage(recipe: Recipe, device: torch.device) -> Any:
     """The stage of a recipe."""
-    return STAGE_CLASSES[recipe.stage](recipe, device)
+    module, name = STAGE_CLASSES[recipe.stage].split(":")
+    return getattr(importlib.import_module(f".{module}", __package__), name)(recipe, device)

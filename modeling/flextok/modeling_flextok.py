@@ -318,7 +318,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
 
         Args:
             pixel_values: `(B, 3, H, W)` in [-1, 1].
-            num_tokens: lengths of the kept prefixes, int64 `(B,)`; drawn in training where None.
+            num_tokens: lengths of the kept prefixes, int64 `(B,)`, 0 for no token; drawn in training where None.
             vae_latents: scaled latents `(B, C, h, w)` in place of pixels, for example cached ones.
             teacher_features: features `(B, P, alignment_dim)` of another network at the P patches.
             noise, timesteps: the draws to use, `(B, C, h, w)` and `(B,)` in [0, 1].
@@ -400,7 +400,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
             codes = self.get_codebook_entry(ids)
             conditions["token_latents"] = torch.where(wrong[..., None], codes, conditions["token_latents"])
         if self.is_prefix_ordered and num_tokens is not None:
-            conditions["token_mask"] = self._budget_mask(num_tokens, tokens)
+            conditions["token_mask"] = torch.arange(count, device=tokens.device) < num_tokens.to(tokens.device)[:, None]
         if self.training and config.condition_dropout and self.transformer.has_null:
             conditions["null_mask"] = draw.uniform(batch) < config.condition_dropout
         if self.training and self.transformer.has_text:

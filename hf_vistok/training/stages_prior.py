@@ -1,0 +1,227 @@
+"""The stage of priors: next-token (or masked-token) losses over the ids of a trained tokenizer, from its texts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.draws import uniform
+from ..data.sources import Samples, StreamSource
+from ..modeling.layers.vae import scale_latents, vae_decode
+from .latents import LatentSource
+from .recipe import DataRecipe, PriorRecipe, RecipeError
+from .stages import Batch, LossOutput, build_config, model_class_of, open_data
+from .stages_flow import TEXT_INPUTS, TextAndTokenizer, load_flow_tokenizer, to_bytes
+from .text import can_mirror, compose_captions, style_words
+
+
+class IdSource:
+    """
+    A source whose pictures are kept as the first ids of a tokenizer.
+
+    Args:
+        latents: of the same tokenizer's VAE.
+        model: the tokenizer.
+        count: number of ids to keep.
+    """
+
+    def __init__(self, latents: LatentSource, model: TextAndTokenizer, count: int) -> None:
+        self.source = latents.source
+        self.ids = np.stack([_ids(model, latents.latents[:, v], count) for v in range(latents.latents.shape[1])], 1)
+
+    @property
+    def skipped(self) -> int:
+        """Pictures that could not be read."""
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: np.ndarray) -> Samples:
+        """The samples at `indices`; `images` are ids int64 `(B, variants, N)`."""
+        samples = self.source.take(indices)
+        return Samples(self.ids[indices], samples.captions, samples.records)
+
+
+@torch.no_grad()
+def _ids(model: TextAndTokenizer, latents: np.ndarray, count: int) -> np.ndarray:
+    tokenizer, parts = model.image_tokenizer, []
+    for start in range(0, len(latents), 256):
+        scaled = scale_latents(tokenizer.vae, torch.from_numpy(latents[start : start + 256]).to(tokenizer.device))
+        parts.append(tokenizer.encode_latents(scaled).token_ids[:, :count].cpu().numpy())
+    return np.concatenate(parts)
+
+
+class PriorStage:
+    """
+    A prior over the first ids of a tokenizer that a run of stage "flow_tokenizer" made.
+
+    Args:
+        recipe: of the run.
+        device: where to train.
+    """
+
+    def __init__(self, recipe: PriorRecipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        parts, self.tokenizer, _ = load_flow_tokenizer(Path(recipe.tokenizer))
+        if self.tokenizer is None:
+            raise RecipeError(f"recipe.tokenizer: {recipe.tokenizer} was trained without text.")
+        self.parts = parts.to(device).requires_grad_(False)
+        self.model = self._build_model()
+        self.modules: dict[str, nn.Module] = {"model": self.model}
+        self.data = self._open(recipe.data, mirror=recipe.data.flip > 0)
+        self.validation = None
+        if recipe.validation is not None:
+            source = self._open(recipe.validation, mirror=False)
+            self.validation = source.take(np.arange(len(source)))
+        self.empty = self._tokenize([""])
+
+    def _build_model(self) -> nn.Module:
+        image_tokenizer = self.parts.image_tokenizer
+        fixed = {
+            "codebook_size": image_tokenizer.codebook_size,
+            "text_dim": self.parts.text_encoder.config.hidden_size,
+            "text_length": self.parts.text_encoder.config.max_length,
+        }
+        self.recipe.model.config = {**self.recipe.model.config, **fixed}
+        config = build_config(self.recipe.model)
+        if config.num_image_tokens > image_tokenizer.num_tokens:
+            raise RecipeError(
+                f"recipe.model.config: num_image_tokens is {config.num_image_tokens}, the tokenizer has "
+                f"{image_tokenizer.num_tokens}."
+            )
+        torch.manual_seed(self.recipe.seed)
+        return model_class_of(self.recipe.model)(config).to(self.device)
+
+    def _open(self, data: DataRecipe, mirror: bool) -> IdSource:
+        tokenizer = self.parts.image_tokenizer
+        source = open_data(data, tokenizer.config.image_size)
+        if isinstance(source, StreamSource):
+            raise RecipeError("recipe.data: this stage keeps the ids of all pictures: it takes no stream.")
+        latents = LatentSource(source, tokenizer.vae, mirror=mirror, device=self.device)
+        return IdSource(latents, self.parts, self.model.config.num_image_tokens)
+
+    def write_assets(self, folder: Path) -> None:
+        """The configuration of the prior."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(folder / "prior")
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing of its own."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+    def objectives(self, step: int) -> list[str]:
+        """One module."""
+        return ["model"]
+
+    def after_step(self, terms: dict[str, float]) -> None:
+        """Nothing to do."""
+
+    # ------------------------------------------------------------------ batches
+
+    def batch(self, samples: Samples, positions: np.ndarray, plain: bool = False) -> Batch:
+        """See `TokenizerStage.batch`; `samples.images` are ids `(B, variants, N)`."""
+        seed, recipe = self.recipe.seed, self.recipe
+        mirrored = (uniform(seed, "flip", positions) < recipe.data.flip) & (samples.images.shape[1] > 1) & (not plain)
+        if samples.records is not None:
+            mirrored &= np.array([can_mirror(record) for record in samples.records])
+        ids = samples.images[np.arange(len(positions)), mirrored.astype(np.int64)]
+        texts = compose_captions(samples, positions, recipe.captions, seed)
+        return {"token_ids": torch.from_numpy(ids).to(self.device), "positions": positions, **self._tokenize(texts)}
+
+    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        length = self.parts.text_encoder.config.max_length
+        encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return {name: encoded[name].to(self.device) for name in TEXT_INPUTS}
+
+    def _text(self, batch: Batch, prefix: str = "") -> dict[str, Tensor]:
+        out = self.parts.text_encoder(*(batch[name] for name in TEXT_INPUTS))
+        return {
+            f"{prefix}encoder_hidden_states": out.last_hidden_state,
+            f"{prefix}encoder_attention_mask": out.attention_mask,
+        }
+
+    def loss(self, objective: str, modules: dict[str, nn.Module], batch: Batch, step: int) -> LossOutput:
+        """The prior's own loss; see `TokenizerStage.loss`."""
+        with torch.no_grad():
+            text = {**self._text(batch), **self._text(self.empty, "negative_")}
+        output = modules["model"](token_ids=batch["token_ids"], **text)
+        return LossOutput(output.loss, dict(output.losses))
+
+    # ------------------------------------------------------------------ measures
+
+    def _prompts(self, samples: Samples) -> list[str]:
+        """Name and own style of each sample."""
+        if samples.records is None or not self.recipe.captions.style:
+            return list(samples.captions)
+        return [f"{record.name}, {style_words(record.style)}" for record in samples.records]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss on held-out pictures, in nats per token: that of the first token, and the mean."""
+        if self.validation is None:
+            return {}
+        total, first, count = 0.0, 0.0, len(self.validation.images)
+        prompts = self._prompts(self.validation)
+        for start in range(0, count, 256):
+            part = slice(start, start + 256)
+            ids = torch.from_numpy(self.validation.images[part, 0]).to(self.device)
+            out = model(token_ids=ids, **self._text(self._tokenize(prompts[part])))
+            losses = nn.functional.cross_entropy(out.logits.transpose(1, 2), ids, reduction="none")
+            total += float(losses.mean(1).sum())
+            first += float(losses[:, 0].sum())
+        return {"held_out_nats": total / count, "held_out_nats_first": first / count, "score": -total / count}
+
+    @torch.no_grad()
+    def sheet(self, model: nn.Module, count: int = 12) -> list[tuple[str, np.ndarray]]:
+        """Rows of known, then of held-out prompts: real tokens drawn, and the prior's."""
+        rows: list[tuple[str, np.ndarray]] = []
+        known = self.data.take(np.arange(count) * len(self.data) // count)
+        for samples in (known, self.validation):
+            if samples is None:
+                continue
+            stride = max(1, len(samples.images) // count)
+            part = samples[: stride * count : stride]
+            text = self._text(self._tokenize(self._prompts(part)))
+            generator = torch.Generator(self.device).manual_seed(0)
+            null = self._text(
+                {name: value.expand(len(part.images), -1) for name, value in self.empty.items()}, "negative_"
+            )
+            written = model.generate(**text, **null, generator=generator, cfg_scale=2.0, temperature=0.7).token_ids
+            true = torch.from_numpy(part.images[:, 0]).to(self.device)
+            rows += [("true", self._draw(true, part)), ("prior", self._draw(written, part))]
+        return rows
+
+    def _draw(self, token_ids: Tensor, samples: Samples) -> np.ndarray:
+        tokenizer = self.parts.image_tokenizer
+        text = self.parts.text(**self._tokenize(self._prompts(samples)))
+        config = tokenizer.transformer.config
+        shape = (len(token_ids), config.in_channels, config.sample_size, config.sample_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        latents = tokenizer.transformer.sample_latents(noise, tokenizer.get_codebook_entry(token_ids), text=text)
+        return to_bytes(tokenizer.denormalize_pixels(vae_decode(tokenizer.vae, latents)).clamp(0, 1))
+
+
+def load_prior(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """
+    The averaged weights of a run of stage "prior", and `state.json`.
+
+    Raises:
+        CheckpointError: where the folder holds no state.
+    """
+    from ..auto_classes import AutoImagePrior
+    from .checkpoint import read_folder
+    from .export import state_folder
+
+    tensors, state = read_folder(state_folder(run))
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(run / "assets" / "prior")
+    model = AutoImagePrior.from_config(config)
+    model.load_state_dict(tensors["ema"])
+    return model.eval(), state
