@@ -55,7 +55,8 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
   .sides { flex-direction: column !important; flex-wrap: nowrap !important; }
   .sides > .column { display: contents; }
   .sides > *, .sides > .column > * { min-width: 0 !important; width: 100%; max-width: 100%; }
-  .strip .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
+  .strip .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  .strip .gallery-item, .strip .thumbnail-item { min-width: 0 !important; width: 100% !important; }
   .facts th, .facts td { padding: 0.4rem 0.3rem !important; }
   .first { order: -1; }
   .later { order: 1; }

@@ -14,6 +14,7 @@ import typer
 from .console import report
 from .convert import convert, push
 from .data import app as data_app
+from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
@@ -25,7 +26,20 @@ from .train import train
 ABOUT = "Visual tokenizers and the generators that run on them: any published checkpoint, one set of commands."
 app = typer.Typer(name="hf-vistok", help=ABOUT, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("list")(list_families)
-for _command in (info, tokenize, detokenize, reconstruct, generate, convert, export, push, train, evaluate, showcase):
+for _command in (
+    info,
+    tokenize,
+    detokenize,
+    reconstruct,
+    generate,
+    convert,
+    export,
+    push,
+    train,
+    evaluate,
+    showcase,
+    demo,
+):
     app.command()(_command)
 app.add_typer(data_app, name="data")
 
