@@ -2,42 +2,36 @@
 Sources of pictures behind one small interface.
 
 A source that can be indexed has `len()` and `take(indices)`; a stream has `batches(start, count, part)`. Both give a
-[`Samples`]. A picture that cannot be read is skipped, counted in `source.skipped`, and another takes its place.
+[`Samples`], and both have `scan()` for one pass in the stored order. A picture that cannot be read is
+skipped, counted in `source.skipped`, and another takes its place.
 """
 
+import csv
 import json
-import tarfile
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .emoji import DataError, Record, load_records
+from .emoji import DataError, load_records
 from .pictures import EXTENSIONS, UNREADABLE, find_pictures, load_square
+from .samples import Row, Samples, caption_text
+from .streams import HubSource, ShardSource, StreamSource
+from .token_source import TokenSource
 
-
-@dataclass
-class Samples:
-    """
-    A batch of a source.
-
-    Args:
-        images: pictures uint8 `(B, H, W, 3)`; cached latents `(B, ...)` where a stage reads those.
-        captions: "" where there is none.
-        records: of the emoji set: style and tags besides the name.
-    """
-
-    images: np.ndarray
-    captions: list[str]
-    records: list[Record] | None = None
-
-    def __getitem__(self, part: slice) -> "Samples":
-        """Some of the samples."""
-        return Samples(self.images[part], self.captions[part], self.records and self.records[part])
+__all__ = [
+    "EmojiSource",
+    "FolderSource",
+    "HubSource",
+    "Samples",
+    "ShardSource",
+    "Source",
+    "StreamSource",
+    "TokenSource",
+    "open_source",
+]
+METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class EmojiSource:
@@ -73,23 +67,49 @@ class EmojiSource:
         records = [self.records[i] for i in indices]
         return Samples(self._images[self.rows[indices]], [record.name for record in records], records)
 
+    def scan(self) -> Iterator[Row]:
+        """Every sample once."""
+        for row, record in zip(self.rows, self.records, strict=True):
+            yield Row(
+                f"{record.style}/{record.code or record.name}", record.name, lambda i=row: self._images[i], record
+            )
+
 
 class FolderSource:
     """
-    Picture files below a folder. A caption is the text file of the same name beside it, where there is one.
+    Picture files below a folder.
+
+    A caption is the text file of the same name beside the picture, else what `metadata.jsonl` or `metadata.csv` of the
+    picture's folder (or of one above it) says: `file_name`, and `text` or `caption`.
 
     Args:
         folder: searched recursively.
         size: side of the pictures, after resizing the shorter side and a centre crop.
+        caption_column: name of the caption in the metadata; `text` or `caption` by default.
+        require_captions: leave out pictures without a caption.
+
+    Raises:
+        DataError: for a folder without pictures, without captions where they are required, or with metadata that cannot
+            be read.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(
+        self, folder: Path, size: int, caption_column: str | None = None, require_captions: bool = False
+    ) -> None:
         if not folder.is_dir():
             raise DataError(f"No such folder: {folder}")
         self.files = find_pictures(folder)
         if not self.files:
             raise DataError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)}).")
         self.size, self.bad, self.folder = size, set(), folder
+        self.metadata = _read_metadata(folder, caption_column)
+        if require_captions:
+            self.files = [path for path in self.files if self._caption(path)]
+            if not self.files:
+                raise DataError(
+                    f"The pictures of {folder} have no captions: put a .txt file of the same name beside each, or a "
+                    f"metadata.jsonl with `file_name` and `{caption_column or 'text'}` into the folder."
+                )
 
     @property
     def skipped(self) -> int:
@@ -104,167 +124,94 @@ class FolderSource:
         found = [self._next_readable(int(index)) for index in indices]
         return Samples(np.stack([image for _, image in found]), [self._caption(path) for path, _ in found])
 
+    def scan(self) -> Iterator[Row]:
+        """Every file once."""
+        for path in self.files:
+            name = path.relative_to(self.folder).as_posix()
+            yield Row(name, self._caption(path), lambda path=path: self._load(path))
+
     def _next_readable(self, index: int) -> tuple[Path, np.ndarray]:
         for offset in range(len(self.files)):
             path = self.files[(index + offset) % len(self.files)]
-            if path in self.bad:
-                continue
-            try:
-                return path, load_square(path, self.size)
-            except UNREADABLE:
-                self.bad.add(path)
+            image = None if path in self.bad else self._load(path)
+            if image is not None:
+                return path, image
         raise DataError(f"None of the {len(self.files)} picture files in {self.folder} can be read.")
+
+    def _load(self, path: Path) -> np.ndarray | None:
+        try:
+            return load_square(path, self.size)
+        except UNREADABLE:
+            self.bad.add(path)
+            return None
 
     def _caption(self, path: Path) -> str:
         text = path.with_suffix(".txt")
-        return text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
+        if text.is_file():
+            return text.read_text(encoding="utf-8", errors="replace").strip()
+        return self.metadata.get(path, "")
 
 
-class StreamSource:
-    """
-    Base of sources that are read in order. `samples()` yields (picture, caption) pairs, once through.
-
-    Every process reads the whole stream and keeps its part of each batch, so that any number of processes sees the
-    same global batches; a resumed run skips what was consumed.
-    """
-
-    size: int
-    skipped: int = 0
-
-    def samples(self) -> Iterator[tuple[Any, str]]:
-        """Pictures (path, bytes or PIL) with captions, once through the data."""
-        raise NotImplementedError
-
-    def _readable(self) -> Iterator[tuple[np.ndarray, str]]:
-        while True:
-            count = 0
-            for picture, caption in self.samples():
-                try:
-                    yield load_square(picture, self.size), caption
-                    count += 1
-                except UNREADABLE:
-                    self.skipped += 1
-            if not count:
-                raise DataError(f"The data set has no readable pictures ({self.skipped} were skipped).")
-
-    def batches(self, start: int, count: int, part: slice) -> Iterator[Samples]:
-        """
-        Batches of `count` samples for ever.
-
-        Args:
-            start: number of samples already consumed.
-            count: samples of a global batch.
-            part: what to keep of each.
-        """
-        stream = islice(self._readable(), start, None)
-        while True:
-            batch = list(islice(stream, count))[part]
-            yield Samples(np.stack([image for image, _ in batch]), [caption for _, caption in batch])
+def _read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
+    """Captions of the metadata files below a folder, by picture."""
+    captions: dict[Path, str] = {}
+    for name in METADATA:
+        for path in sorted(folder.rglob(name)):
+            for number, values in enumerate(_rows(path), 1):
+                if "file_name" not in values or (column is not None and column not in values):
+                    wanted = "file_name" if "file_name" not in values else column
+                    raise DataError(f"{path}, row {number}: no `{wanted}`; it has {', '.join(map(str, values))}.")
+                text = values[column] if column else values.get("text") or values.get("caption")
+                captions[path.parent / str(values["file_name"])] = caption_text(text)
+    return captions
 
 
-class HubSource(StreamSource):
-    """
-    A data set of the `datasets` library, streamed.
-
-    Args:
-        name: id or path, as `datasets.load_dataset` takes it.
-        size: side of the pictures.
-        split: of the data set.
-        image_column, caption_column: names of the columns; captions are optional.
-    """
-
-    def __init__(
-        self, name: str, size: int, split: str = "train", image_column: str = "image", caption_column: str | None = None
-    ) -> None:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".csv":
+        yield from csv.DictReader(text.splitlines())
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
         try:
-            from datasets import Image, load_dataset
-        except ImportError as error:
-            raise DataError("This source needs the datasets library: pip install 'hf_vistok[train]'.") from error
-        stream = load_dataset(name, split=split, streaming=True)
-        # undecoded: a corrupt picture must reach us as bytes, not end the stream
-        self.stream = stream.cast_column(image_column, Image(decode=False))
-        self.size, self.image_column, self.caption_column = size, image_column, caption_column
-
-    def samples(self) -> Iterator[tuple[Any, str]]:
-        """Bytes or path of each row, and its caption."""
-        for row in self.stream:
-            picture = row[self.image_column] or {}
-            caption = str(row.get(self.caption_column) or "") if self.caption_column else ""
-            yield picture.get("bytes") or picture.get("path") or b"", caption
+            values = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path}, line {number}: expected an object with `file_name`.")
+        yield values
 
 
-class ShardSource(StreamSource):
-    """
-    WebDataset shards: tar files in which files of one stem make a sample (`0001.jpg`, `0001.txt` or `0001.json`).
-
-    Args:
-        folder: holds the `.tar` files, read in sorted order.
-        size: side of the pictures.
-    """
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
-        self.shards = sorted(folder.glob("*.tar")) if folder.is_dir() else [folder] if folder.is_file() else []
-        if not self.shards:
-            raise DataError(f"{folder} holds no .tar shards.")
-
-    def samples(self) -> Iterator[tuple[Any, str]]:
-        """Bytes and caption of each sample; a shard that breaks off is counted and left."""
-        for shard in self.shards:
-            try:
-                yield from self._read(shard)
-            except (tarfile.TarError, EOFError, OSError):
-                self.skipped += 1
-
-    def _read(self, shard: Path) -> Iterator[tuple[bytes, str]]:
-        with tarfile.open(shard) as tar:
-            stem, files = None, {}
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                name, _, kind = name.partition(".")
-                if (folder, name) != stem and files:
-                    yield self._sample(files)
-                    files = {}
-                stem, files[f".{kind.lower()}"] = (folder, name), tar.extractfile(member).read()
-            if files:
-                yield self._sample(files)
-
-    def _sample(self, files: dict[str, bytes]) -> tuple[bytes, str]:
-        picture = next((files[kind] for kind in EXTENSIONS if kind in files), b"")
-        caption = files.get(".txt", b"").decode(errors="replace").strip()
-        if ".json" in files and not caption:
-            content = defaultdict(str, json.loads(files[".json"]))
-            caption = str(content["caption"] or content["text"])
-        return picture, caption
+Source = EmojiSource | FolderSource | HubSource | ShardSource | TokenSource
+OPTIONS = {
+    "emoji": ("split", "styles"),
+    "folder": ("caption_column", "require_captions"),
+    "hub": ("split", "image_column", "caption_column", "require_captions", "shuffle", "seed"),
+    "shards": ("require_captions", "shuffle", "seed"),
+    "tokens": (),
+}
+KINDS = tuple(OPTIONS)
 
 
-Source = EmojiSource | FolderSource | HubSource | ShardSource
-KINDS = ("emoji", "folder", "hub", "shards")
-
-
-def open_source(
-    kind: str, path: str, size: int, *, split: str = "train", styles: list[str] | None = None, **columns: str | None
-) -> Source:
+def open_source(kind: str, path: str, size: int, **options: Any) -> Source:
     """
     Opens a source by its kind.
 
     Args:
-        kind: "emoji", "folder", "hub" or "shards".
+        kind: "emoji", "folder", "hub", "shards" or "tokens".
         path: of the folder, or the id of a data set on the Hub.
         size: side of the pictures.
-        split: of emoji and Hub data sets.
-        styles: of the emoji set.
-        columns: `image_column`, `caption_column` of a Hub data set.
+        options: `split` and `styles` (emoji), `image_column`, `caption_column`, `require_captions`, and of streams
+            `shuffle` and `seed`; a kind takes those it knows.
 
     Raises:
         DataError: where there is nothing to read.
     """
-    if kind == "emoji":
-        return EmojiSource(Path(path), size, split, styles)
+    if kind not in OPTIONS:
+        raise DataError(f"Unknown kind of data {kind!r}; there are: {', '.join(KINDS)}.")
+    known = {name: options[name] for name in OPTIONS[kind] if name in options}
     if kind == "hub":
-        return HubSource(path, size, split, **columns)
-    if kind in ("folder", "shards"):
-        return (FolderSource if kind == "folder" else ShardSource)(Path(path), size)
-    raise DataError(f"Unknown kind of data {kind!r}; there are: {', '.join(KINDS)}.")
+        return HubSource(path, size, **known)
+    source = {"emoji": EmojiSource, "folder": FolderSource, "shards": ShardSource, "tokens": TokenSource}[kind]
+    return source(Path(path), size, **known)
