@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.flextok.modeling_flextok import FlexTokModel
 from ..modeling.flextok.modeling_flextok_encoder import FlexTokEncoder
+from ..modeling.flextok.modeling_flextok_linear import FlexTokLinearEncoder
 from ..modeling.flextok.modeling_flextok_transformer import FlexTokTransformer
 from ..modeling.image_processing_utils import ImageTokenizerProcessor
 from ..modeling.layers.flow import GuidanceScale, check_flow_scheduler, check_steps
@@ -78,7 +79,7 @@ class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder: PreTrainedModel | None = None,
-        image_encoder: FlexTokEncoder | None = None,
+        image_encoder: FlexTokEncoder | FlexTokLinearEncoder | None = None,
         image_processor: ImageTokenizerProcessor | None = None,
     ) -> None:
         super().__init__()
@@ -158,12 +159,13 @@ class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
         """
         implementation = kwargs.pop("attn_implementation", None)
         kwargs.pop("subfolder", None)
-        classes = {"transformer": FlexTokTransformer, "vae": AutoencoderKL, "image_encoder": FlexTokEncoder}
-        parts = {
-            name: part.from_pretrained(source, subfolder=name, **kwargs)
-            for name, part in classes.items()
-            if (index.get(name) or [None, None])[1] is not None
-        }
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        encoder = (index.get("image_encoder") or [None, None])[1]
+        classes: dict[str, Any] = {"transformer": FlexTokTransformer, "vae": AutoencoderKL}
+        if encoder is not None:
+            classes["image_encoder"] = FlexTokLinearEncoder if encoder == "FlexTokLinearEncoder" else FlexTokEncoder
+        parts = {name: part.from_pretrained(source, subfolder=name, **kwargs) for name, part in classes.items()}
         model = FlexTokModel.from_parts(**parts)
         if implementation is not None:
             model.set_attn_implementation(implementation)

@@ -1,7 +1,7 @@
 """`hf-vistok train`: trains what a recipe describes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,13 @@ def train(
     from hf_vistok.training.recipe import load_recipe
 
     parsed = load_recipe(recipe, overrides)  # a wrong recipe is refused before torch is imported
+    if parsed.stage == "chain":
+        if overfit_one_batch or stop_after is not None or resume not in ("auto", "never"):
+            raise typer.BadParameter(
+                "a chain takes --set, --output, --export, --dry-run, --quiet and --resume auto|never."
+            )
+        _train_chain(parsed, output, resume, dry_run, export, quiet)
+        return
     from hf_vistok.training.core import Trainer
 
     trainer = Trainer(parsed, output, resume=resume, overfit_one_batch=overfit_one_batch, quiet=quiet)
@@ -35,6 +42,18 @@ def train(
         from hf_vistok.training.export import export_checkpoint
 
         typer.echo(f"wrote {export_checkpoint(trainer.output, export)}")
+
+
+def _train_chain(
+    recipe: Any, output: Path | None, resume: str, dry_run: bool, export: Path | None, quiet: bool
+) -> None:
+    from hf_vistok.training.chain import part_recipes, train_chain
+
+    if dry_run:
+        for part in part_recipes(recipe, output):
+            typer.echo(f"{part.stage}: {part.steps} steps of {part.batch_size}, {part.output}")
+        return
+    typer.echo(f"wrote {train_chain(recipe, output, export, resume=resume, quiet=quiet)}")
 
 
 if __name__ == "__main__":  # what torchrun starts

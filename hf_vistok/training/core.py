@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .checkpoint import (
     write_folder,
 )
 from .optim import MovingAverage, learning_rate_factor, make_optimizer
-from .recipe import OptimizerRecipe, Recipe, RecipeError, differences
+from .recipe import OptimizerRecipe, Recipe, RecipeError, differences, parse_recipe
 from .report import CodebookMeter, JsonLog, Progress, save_sheet
 from .stages import Batch, build_stage
 
@@ -122,7 +122,7 @@ class Trainer:
             module.train()
         self.ema.tensors = {k: v.to(self.device) for k, v in self.ema.tensors.items()}
         model = self.stage.model
-        self.codebook = CodebookMeter(model.codebook_size) if model.is_discrete else None
+        self.codebook = CodebookMeter(model.codebook_size) if getattr(model, "is_discrete", False) else None
 
     def _optimizer_recipe(self, name: str) -> OptimizerRecipe:
         if name == "model":
@@ -163,6 +163,8 @@ class Trainer:
         self._say(f"resumed {path.name}")
 
     def _check_same_recipe(self, path: Path, old: dict[str, Any]) -> None:
+        with suppress(RecipeError):  # keys that came later have their defaults
+            old = asdict(parse_recipe(old))
         changed = [key for key in differences(old, asdict(self.recipe)) if not key.startswith(FREE_KEYS)]
         if changed:
             raise CheckpointError(

@@ -41,21 +41,26 @@ class DataRecipe:
     Where pictures come from, and what is done to them.
 
     Args:
-        kind: "emoji", "folder", "hub" or "shards".
+        kind: "emoji", "folder", "hub" (the datasets library, streamed), "shards" (WebDataset) or "tokens" (a set that
+            `hf-vistok tokenize --dataset` wrote).
         path: folder, or id on the Hub.
         split: of emoji and Hub data sets.
         styles: of the emoji set, all by default.
-        image_column, caption_column: of Hub data sets.
+        image_column, caption_column: of Hub data sets; `caption_column` also of a folder's metadata.
+        require_captions: leave out pictures without a caption.
+        shuffle: how many samples of a stream are put in random order at a time; what can be indexed is always shuffled.
         flip: probability of mirroring left to right.
         shift: largest shift in pixels, both ways, uncovered pixels repeat the edge.
     """
 
-    kind: Literal["emoji", "folder", "hub", "shards"]
+    kind: Literal["emoji", "folder", "hub", "shards", "tokens"]
     path: str
     split: str = "train"
     styles: list[str] | None = None
     image_column: str = "image"
     caption_column: str | None = None
+    require_captions: bool = False
+    shuffle: int = 0
     flip: float = 0.0
     shift: int = 0
 
@@ -304,6 +309,35 @@ class PriorRecipe(Recipe):
     captions: CaptionRecipe = field(default_factory=CaptionRecipe)
 
 
+@dataclass
+class ChainRecipe:
+    """
+    Several runs one after the other, and the pipeline that their results make.
+
+    Args:
+        stage: "chain".
+        name: of the chain.
+        parts: recipes by stage, a file or a name of the package's: "vae", "flow_tokenizer", "prior".
+        overrides: per stage, "key.inner" -> value, put over the part's recipe.
+        runs: folder of the runs.
+        pipeline: folder to write the pipeline to; `<runs>/<name>` by default.
+        prior_settings: what the prior's `generate` uses by default.
+        decoder_settings: `num_inference_steps`, `guidance_scale` of the decoder.
+    """
+
+    stage: str
+    name: str
+    parts: dict[str, Any]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    runs: str = "runs"
+    pipeline: str | None = None
+    prior_settings: dict[str, Any] = field(default_factory=dict)
+    decoder_settings: dict[str, Any] = field(default_factory=dict)
+
+
+CHAIN_STAGES = ("vae", "flow_tokenizer", "prior")
+
+
 STAGES: dict[str, type[Recipe]] = {
     "tokenizer": TokenizerRecipe,
     "vae": TokenizerRecipe,
@@ -384,7 +418,19 @@ def _check_ranges(recipe: Recipe) -> None:
         raise RecipeError(f"recipe.data.flip: a probability, got {recipe.data.flip}.")
 
 
-def parse_recipe(values: Any) -> Recipe:
+def _parse_chain(values: dict[str, Any]) -> ChainRecipe:
+    recipe = build(ChainRecipe, values)
+    for where, given in (("parts", recipe.parts), ("overrides", recipe.overrides)):
+        for stage in given:
+            if stage not in CHAIN_STAGES:
+                raise RecipeError(f"recipe.{where}: {stage!r} is none of {', '.join(CHAIN_STAGES)}.")
+    missing = [stage for stage in CHAIN_STAGES if stage not in recipe.parts]
+    if missing:
+        raise RecipeError(f"recipe.parts: {', '.join(missing)} missing; a chain has {', '.join(CHAIN_STAGES)}.")
+    return recipe
+
+
+def parse_recipe(values: Any) -> Recipe | ChainRecipe:
     """
     Makes the recipe of the stage that `values["stage"]` names.
 
@@ -394,8 +440,10 @@ def parse_recipe(values: Any) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError(f"A recipe is a mapping of keys to values, got {type(values).__name__}.")
     stage = values.get("stage")
+    if stage == "chain":
+        return _parse_chain(values)
     if stage not in STAGES:
-        raise RecipeError(f"recipe.stage: {stage!r} is none of {', '.join(STAGES)}.")
+        raise RecipeError(f"recipe.stage: {stage!r} is none of {', '.join((*STAGES, 'chain'))}.")
     recipe = build(STAGES[stage], values)
     _check_ranges(recipe)
     return recipe
@@ -406,7 +454,7 @@ def recipe_folder() -> Path:
     return Path(__file__).parent / "recipes"
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe | ChainRecipe:
     """
     Reads a recipe file.
 

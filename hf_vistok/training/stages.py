@@ -54,7 +54,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
 
         return AutoImageTokenizer.from_pretrained(recipe.init_from, dtype=torch.float32)
     config = build_config(recipe)
-    model_class = model_class_of(recipe)
+    model_class = classes_of(recipe.type)[0]
     torch.manual_seed(seed)
     model = model_class(config)
     for name in recipe.identity_convs:
@@ -66,7 +66,8 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
     return model
 
 
-def _classes(model_type: str) -> tuple[type, type]:
+def classes_of(model_type: str) -> tuple[type, type]:
+    """The classes of a model and its configuration. Raises a RecipeError for an unknown `model_type`."""
     import difflib
     import importlib
 
@@ -83,17 +84,12 @@ def _classes(model_type: str) -> tuple[type, type]:
     return model, getattr(importlib.import_module(entry.config_module), entry.config)
 
 
-def model_class_of(recipe: ModelRecipe) -> type:
-    """The class of a fresh model."""
-    return _classes(recipe.type)[0]
-
-
 def build_config(recipe: ModelRecipe) -> Any:
     """The configuration of a fresh model. Raises a RecipeError for a key that its class does not have."""
     import dataclasses
     import difflib
 
-    config_class = _classes(recipe.type)[1]
+    config_class = classes_of(recipe.type)[1]
     valid = [f.name for f in dataclasses.fields(config_class)]
     for key in recipe.config:
         if key not in valid:
@@ -107,9 +103,8 @@ def build_config(recipe: ModelRecipe) -> Any:
 
 def open_data(recipe: DataRecipe, size: int) -> Source:
     """The source that a recipe names."""
-    columns = {"image_column": recipe.image_column, "caption_column": recipe.caption_column}
-    columns = columns if recipe.kind == "hub" else {}
-    return open_source(recipe.kind, recipe.path, size, split=recipe.split, styles=recipe.styles, **columns)
+    names = ("split", "styles", "image_column", "caption_column", "require_captions", "shuffle")
+    return open_source(recipe.kind, recipe.path, size, **{name: getattr(recipe, name) for name in names})
 
 
 def sample_some(source: Source, count: int) -> np.ndarray:

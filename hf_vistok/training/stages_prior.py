@@ -12,7 +12,7 @@ from ..data.sources import Samples, StreamSource
 from ..modeling.layers.vae import scale_latents, vae_decode
 from .latents import LatentSource
 from .recipe import DataRecipe, PriorRecipe, RecipeError
-from .stages import Batch, LossOutput, build_config, model_class_of, open_data
+from .stages import Batch, LossOutput, build_config, classes_of, open_data
 from .stages_flow import TEXT_INPUTS, TextAndTokenizer, load_flow_tokenizer, to_bytes
 from .text import can_mirror, compose_captions, style_words
 
@@ -93,7 +93,7 @@ class PriorStage:
                 f"{image_tokenizer.num_tokens}."
             )
         torch.manual_seed(self.recipe.seed)
-        return model_class_of(self.recipe.model)(config).to(self.device)
+        return classes_of(self.recipe.model.type)[0](config).to(self.device)
 
     def _open(self, data: DataRecipe, mirror: bool) -> IdSource:
         tokenizer = self.parts.image_tokenizer
@@ -214,14 +214,11 @@ def load_prior(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         CheckpointError: where the folder holds no state.
     """
-    from ..auto_classes import AutoImagePrior
     from .checkpoint import read_folder
     from .export import state_folder
 
     tensors, state = read_folder(state_folder(run))
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(run / "assets" / "prior")
-    model = AutoImagePrior.from_config(config)
+    model_class, config_class = classes_of(state["recipe"]["model"]["type"])
+    model = model_class(config_class.from_pretrained(run / "assets" / "prior"))
     model.load_state_dict(tensors["ema"])
     return model.eval(), state

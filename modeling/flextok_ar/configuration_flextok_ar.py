@@ -36,6 +36,8 @@ class FlexARConfig(ImagePriorConfig):
         head_bias (`bool`): of the head.
         guidance_class (`int`): the label that guidance leads away from; -1 is the null class of training. The authors'
             sampler takes class 0, whatever the training: their checkpoints have 0 here.
+        token_corruption (`float`): share of the ids before a position that training replaces by random ones, so that
+            the prior leans on the text and not on its memory (ours).
         condition_dropout (`float`): share of conditions that training replaces by the null condition.
     """
 
@@ -76,6 +78,7 @@ class FlexARConfig(ImagePriorConfig):
     head_norm: bool = False
     head_bias: bool = False
     guidance_class: int = -1
+    token_corruption: float = 0.0
     condition_dropout: float = 0.1
 
     def validate_kinds(self) -> None:

@@ -292,10 +292,16 @@ class FlexARPrior(PreTrainedARPrior):
             condition = self._no_class(condition)
         elif self.training and self.config.condition_dropout:
             condition = self._drop(condition, negative_encoder_hidden_states, negative_encoder_attention_mask)
-        x = self._with_start(token_ids[:, :-1], len(token_ids))
+        x = self._with_start(self._corrupted(token_ids[:, :-1]), len(token_ids))
         logits = self._head(self.trunk(x, condition, start=True))
         loss = next_token_loss(logits, token_ids)
         return ImagePriorOutput(logits=logits, loss=loss, losses={"cross_entropy": loss})
+
+    def _corrupted(self, token_ids: Tensor) -> Tensor:
+        if not (self.training and self.config.token_corruption):
+            return token_ids
+        wrong = torch.rand(token_ids.shape, device=token_ids.device) < self.config.token_corruption
+        return torch.where(wrong, torch.randint_like(token_ids, self.config.codebook_size), token_ids)
 
     def _no_class(self, condition: Condition) -> Condition:
         if self.is_text_conditional:

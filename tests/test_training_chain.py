@@ -1,0 +1,130 @@
+"""The chain of stages at toy size, on synthetic pictures with captions: trains, resumes, makes a pipeline."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_vistok.training.chain import part_recipes, train_chain
+from hf_vistok.training.core import Trainer
+from hf_vistok.training.recipe import RecipeError, load_recipe, parse_recipe, recipe_folder
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "grey": (120, 120, 120)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Squares of four colours at drawn places, each with its caption beside it."""
+    folder, rng = tmp_path_factory.mktemp("captioned"), np.random.default_rng(0)
+    for i in range(48):
+        name, colour = list(COLOURS.items())[i % 4]
+        image = np.full((64, 64, 3), 255, np.uint8)
+        top, left = rng.integers(0, 32, 2)
+        image[top : top + 32, left : left + 32] = colour
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"a {name} square")
+    return folder
+
+
+def toy_chain(pictures):
+    """The smoke recipe on those pictures, smaller still."""
+    values = yaml.safe_load((recipe_folder() / "emoji_smoke.yaml").read_text())
+    data = {"kind": "folder", "path": str(pictures), "flip": 0.5}
+    for stage, overrides in values["overrides"].items():
+        overrides.pop("data.styles")
+        overrides |= {"data": data, "validation": data, "steps": 6, "batch_size": 8}
+        overrides["log"] = {"every": 2, "evaluate": 6, "sheets": 6, "checkpoints": 3, "evaluate_images": 16}
+        if stage == "flow_tokenizer":
+            small = {"num_registers": 8, "num_components": 16, "num_passes": 2}
+            overrides |= {f"model.config.encoder_config.{key}": value for key, value in small.items()}
+            overrides |= {"model.config.transformer_config.num_tokens": 8, "short_tokens": 4, "linear_scale": 0.5}
+        if stage == "prior":
+            overrides["model.config.num_image_tokens"] = 4
+    return values
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    recipe = parse_recipe(toy_chain(pictures))
+    train_chain(recipe, folder / "runs", folder / "pipeline", quiet=True)
+    return recipe, folder
+
+
+def test_a_chain_ends_with_a_pipeline(trained):
+    from hf_vistok import AutoImageTokenizer, FlexTokPipeline
+
+    _, folder = trained
+    pipe = FlexTokPipeline.from_pretrained(str(folder / "pipeline"))
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe("a red square", num_tokens=3, generator=torch.Generator().manual_seed(0))
+    assert out.images[0].size == (64, 64) and out.prior_token_ids.shape == (1, 3)
+    again = pipe("a red square", num_tokens=3, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(again.images[0]))
+    model = AutoImageTokenizer.from_pretrained(str(folder / "pipeline"))
+    assert model.num_tokens == 8 and next(model.parameters()).dtype == torch.float32
+    ids = model.encode(torch.zeros(2, 3, 64, 64)).token_ids
+    assert ids.shape == (2, 8)
+
+
+def test_a_finished_chain_is_not_trained_again(trained):
+    recipe, folder = trained
+    before = (folder / "runs" / "emoji-smoke-prior" / "log.jsonl").stat().st_mtime_ns
+    train_chain(recipe, folder / "runs", folder / "again", quiet=True)
+    assert (folder / "runs" / "emoji-smoke-prior" / "log.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("stage", ["flow_tokenizer", "prior"])
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, stage, tmp_path):
+    recipe, folder = trained
+    part = next(p for p in part_recipes(recipe, folder / "runs") if p.stage == stage)
+    losses = {}
+    for name, stops in (("whole", [None]), ("broken", [4, None])):
+        for stop in stops:
+            trainer = Trainer(copy.deepcopy(part), tmp_path / name, quiet=True)
+            trainer.run(stop_after=stop)
+        lines = [yaml.safe_load(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in lines]
+    assert len(losses["whole"]) == 6
+    np.testing.assert_allclose(losses["broken"], losses["whole"], rtol=0, atol=1e-6)
+
+
+def test_linear_tokens_start_better_with_each_doubling(trained):
+    """The closed form alone: the error of the coarse picture falls with every token that is added."""
+    from hf_vistok.training.stages_flow import FlowTokenizerStage
+
+    recipe, folder = trained
+    stage = FlowTokenizerStage(part_recipes(recipe, folder / "runs")[1], torch.device("cpu"))
+    model = stage.model.image_tokenizer
+    latents = stage.batch(stage.data.take(np.arange(48)), np.arange(48), plain=True)["latents"]
+    codes = model.encode_latents(latents).latents
+    errors = [
+        float((model.transformer.token_map(codes[:, :k], None, None)[0] - latents).square().mean())
+        for k in (1, 2, 4, 8)
+    ]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts": {"vae": "emoji-64-vae"}}, "flow_tokenizer, prior missing"),
+        ({"overrides": {"vea": {}}}, "'vea' is none of"),
+        ({"parts": dict.fromkeys(("vae", "flow_tokenizer", "prior"), "emoji-64-prior")}, "is a recipe of stage"),
+        ({"overrides": {"vae": {"stepps": 3}}}, "stepps"),
+    ],
+)  # fmt: skip
+def test_wrong_chains_are_refused(change, message):
+    values = {**yaml.safe_load((recipe_folder() / "emoji-64.yaml").read_text()), **change}
+    with pytest.raises(RecipeError, match=message):
+        part_recipes(parse_recipe(values))
+
+
+def test_package_recipes_are_valid():
+    for path in recipe_folder().glob("*.yaml"):
+        recipe = load_recipe(path)
+        if recipe.stage == "chain":
+            assert [part.stage for part in part_recipes(recipe)] == ["vae", "flow_tokenizer", "prior"]
