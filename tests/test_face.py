@@ -28,6 +28,7 @@ BASES = {
     "detailflow": {"llamagen"},
     "restok": {"llamagen"},
     "fqgan": {"llamagen"},
+    "tokenflow": {"llamagen"},
     "ta_titok": {"titok"},
     "flowtok": {"ta_titok"},
     "comit": {"flextok"},
