@@ -26,13 +26,27 @@ Model = Annotated[
     str, typer.Argument(help="A checkpoint: Hub id, folder or file, of hf_vistok or the original authors.")
 ]
 Pictures = Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")]
+OptionalPictures = Annotated[list[Path] | None, typer.Argument(help="Pictures, or folders of pictures.")]
 PICTURES_MARK = "tokens.json"
 
 
 def tokenize(
     model: Model,
-    images: Pictures,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .safetensors or .jsonl.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write: .safetensors or .jsonl; a folder with --dataset.")
+    ],
+    images: OptionalPictures = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Tokenise this data set for training: a folder, or an id on the Hub.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="Of the data set: folder, shards, hub or emoji.")] = "folder",
+    split: Annotated[str, typer.Option(help="Of a Hub data set or the emoji set.")] = "train",
+    image_column: Annotated[str, typer.Option(help="Of a Hub data set.")] = "image",
+    caption_column: Annotated[str | None, typer.Option(help="Of a Hub data set, or of a folder's metadata.")] = None,
+    require_captions: Annotated[bool, typer.Option(help="Leave out pictures without a caption.")] = False,
+    shard_size: Annotated[int, typer.Option(help="Pictures of a shard of the set.")] = 4096,
+    mirror: Annotated[bool, typer.Option(help="Tokenise the mirror images of a data set too.")] = False,
+    store: Annotated[str, typer.Option(help="Type of a data set's latents on disk: float16 or float32.")] = "float16",
     num_tokens: Annotated[int | None, typer.Option(help="Keep the first so many tokens; all by default.")] = None,
     batch_size: BatchSize = 8,
     filename: Filename = None,
@@ -43,16 +57,32 @@ def tokenize(
     dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn pictures into tokens."""
+    """Turn pictures into tokens. With --dataset, the same command goes on after a stop and leaves what is complete."""
+    options = chosen(filename, preset, config, revision)
+    names = {name: str(value) for name, value in {"model": model, **options}.items()}
+    if (dataset is None) == (not images):
+        raise typer.BadParameter("give pictures, or --dataset.")
+    if dataset is not None:
+        from .token_sets import tokenize_dataset
+
+        tokenizer, _ = load_tokenizer(model, device, dtype, options)
+        columns = {
+            "split": split if kind in ("hub", "emoji") else None,
+            "image_column": image_column if kind == "hub" else None,
+            "caption_column": caption_column,
+            "require_captions": require_captions or None,
+        }
+        settings = {"shard_size": shard_size, "batch_size": batch_size, "num_tokens": num_tokens, "mirror": mirror}
+        tokenize_dataset(tokenizer, output, dataset, names, kind=kind, columns=columns, store=store, **settings)
+        return
     check_suffix(output)
     check_new(output, overwrite)
-    paths, options = find_inputs(images), chosen(filename, preset, config, revision)
+    paths = find_inputs(images)
     tokenizer, processor = load_tokenizer(model, device, dtype, options)
     encoded = [
         encode_paths(tokenizer, processor, part, num_tokens)
         for part in track(list(batches(paths, batch_size)), "tokenizing")
     ]
-    names = {name: str(value) for name, value in {"model": model, **options}.items()}
     content = join(encoded, [str(path) for path in paths], names)
     with new_file(output, overwrite) as scratch:
         write_tokens(scratch, output.suffix, content)

@@ -46,6 +46,31 @@ def shard_name(index: int) -> str:
     return f"tokens-{index:05d}.safetensors"
 
 
+def safetensors_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """
+    A safetensors file whose bytes depend on its content only (the library's own order of metadata is random).
+
+    Args:
+        arrays: of a type in `TYPES`.
+        metadata: texts.
+    """
+    kinds = {np.dtype(kind): name for name, kind in TYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts, offset = [], 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        data = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": kinds[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
 @dataclass
 class TokenShard:
     """

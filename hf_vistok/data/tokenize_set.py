@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import Tensor, nn
 
 from ..evaluation.reconstruction import to_pixels
 from .emoji import DataError
 from .samples import Row
 from .sources import Source
-from .token_source import FORMAT, INDEX, PLAN, id_type, open_shard, shard_name
+from .token_source import FORMAT, INDEX, PLAN, id_type, open_shard, safetensors_bytes, shard_name
 
 FLOATS = {"float16": np.float16, "float32": np.float32}
 
@@ -183,7 +182,7 @@ class TokenSetWriter:
             "model": json.dumps(self.plan.get("model", {})),
         }
         try:
-            write_atomically(self.folder / shard_name(index), save(arrays, metadata))
+            write_atomically(self.folder / shard_name(index), safetensors_bytes(arrays, metadata))
         except OSError as error:
             raise DataError(f"Could not write shard {index} of {self.folder}: {error}") from error
 
