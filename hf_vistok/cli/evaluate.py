@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from .console import new_file
 
 
 def evaluate(
@@ -17,23 +19,50 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
     sheet: Annotated[Path | None, typer.Option(help="Also write a sheet of 12 pictures to this PNG file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of a table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write JSON here; `push` takes evaluation.json of a folder into its card.")
+    ] = None,
+    dataset_id: Annotated[str | None, typer.Option(help="Id of the data on the Hub, for --output.")] = None,
 ) -> None:
     """Print the PSNR of a tokenizer's reconstructions by the number of tokens."""
+    import torch
+
     from hf_vistok.data.sources import open_source
     from hf_vistok.evaluation.reconstruction import as_rows, markdown_table, reconstruction_scores
     from hf_vistok.training.stages import sample_some
 
     model = load_tokenizer(checkpoint)
     images = sample_some(open_source(kind, data, model.config.image_size, split=split), limit)
+    torch.manual_seed(0)  # the noise of flow decoders
     scores = reconstruction_scores(model, images, tokens, batch_size)
     if sheet is not None:
         write_sheet(model, images, sheet, [score.num_tokens for score in scores])
+    figures = {"pictures": len(images), "scores": as_rows(scores)}
+    if output is not None:
+        write_figures(output, figures, kind, data, split, dataset_id)
     if as_json:
-        typer.echo(json.dumps({"pictures": len(images), "scores": as_rows(scores)}))
+        typer.echo(json.dumps(figures))
         return
     part = f", {split} split" if kind in ("emoji", "hub") else ""
     typer.echo(f"{len(images)} pictures of {data}{part}\n")
     typer.echo(markdown_table(scores))
+
+
+def write_figures(
+    path: Path, figures: dict[str, Any], kind: str, data: str, split: str, dataset_id: str | None
+) -> None:
+    """The figures with what they are of; of a local folder only its name."""
+    from datetime import UTC, datetime
+
+    from hf_vistok.provenance import own_version
+
+    dataset_id = dataset_id or (data if kind == "hub" else None)
+    told = {"data": dataset_id or Path(data).name, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    told |= {"split": split} if kind in ("emoji", "hub") else {}
+    told |= {"dataset_id": dataset_id} if dataset_id else {}
+    content = {**told, "written_by": f"hf_vistok {own_version()}", **figures}
+    with new_file(path, overwrite=True) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(checkpoint: str):

@@ -8,15 +8,24 @@ import typer
 from .console import note, track
 
 PROMPTS = (
-    "a red apple",
-    "a smiling face",
-    "a yellow star",
-    "a cat",
-    "a blue car",
-    "a green tree",
-    "a clock",
-    "a heart",
+    "red apple",
+    "grinning face",
+    "cat face",
+    "blue heart",
+    "pizza",
+    "soccer ball",
+    "house",
+    "palm tree",
+    "robot",
+    "rocket",
+    "sun",
+    "ghost",
+    "red apple, noto",
+    "red apple, fluent flat",
+    "red apple, fluent 3d",
+    "a green car",
 )
+STREAMED = ("red apple", "cat face", "soccer ball", "house", "rocket", "blue heart")
 
 
 def showcase(
@@ -91,9 +100,26 @@ def _show_pipeline(name: str, paths: list[Path], output: Path, seed: int) -> lis
     pictures, captions = draw(pipe, prompts, labels, 1, seed, {})
     _save(output / f"{stem}_generated.png", caption_sheet(pictures, captions))
     lines = [f"{name}: {len(pictures)} pictures drawn -> {output / stem}_generated.png"]
-    if getattr(pipe, "image_tokenizer", None) is not None:
+    if hasattr(pipe, "stream") and prompts:
+        _save(output / f"{stem}_coarse_to_fine.png", _coarse_to_fine(pipe, list(STREAMED), seed))
+        lines.append(f"{name}: the same noise under 1, 2, 4, ... tokens -> {output / stem}_coarse_to_fine.png")
+    if getattr(pipe, "image_tokenizer", None) is not None or getattr(pipe, "image_encoder", None) is not None:
         lines += _show_tokenizer(name, paths, output, seed)
     return lines
+
+
+def _coarse_to_fine(pipe: Any, prompts: list[str], seed: int) -> Any:
+    """A row for each prompt: what is drawn while the prior is still writing."""
+    import torch
+
+    from .sheets import Column, reconstruction_sheet
+
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    columns = []
+    for out in pipe.stream(prompts, generator=generators):
+        count = out.prior_token_ids.shape[1]
+        columns.append(Column([f"{count} token{'s' if count > 1 else ''}"], out.images))
+    return reconstruction_sheet(columns)
 
 
 def conditions(pipe: Any) -> tuple[list[str], list[int]]:

@@ -259,6 +259,11 @@ class FlexTokModel(PreTrainedImageTokenizer):
         text = {name: value for name, value in text.items() if value is not None}
         if text and not self.transformer.has_text:
             raise ValueError("This FlexTok decoder sees no text (text_dim=0).")
+        if not text:
+            config = self.transformer.config
+            steps, scale = config.reconstruction_steps, config.reconstruction_guidance_scale
+            num_inference_steps = steps if num_inference_steps is None else num_inference_steps
+            guidance_scale = scale if guidance_scale is None else guidance_scale
         return self.transformer.sample_latents(
             noise.to(latents.device),
             latents,

@@ -66,6 +66,8 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         num_inference_steps, guidance_scale, guidance: how the checkpoint is sampled unless told otherwise; "apg" or
             "cfg".
         guidance_momentum, guidance_eta, guidance_norm_threshold: of "apg".
+        reconstruction_steps, reconstruction_guidance_scale: the same for the tokens of a picture without a text, where
+            that should differ (a decoder that predicts the data draws a good mean in one step).
     """
 
     _supports_gradient_checkpointing = True
@@ -102,6 +104,8 @@ class FlexTokTransformer(ModelMixin, ConfigMixin):
         guidance_momentum: float = -0.5,
         guidance_eta: float = 0.0,
         guidance_norm_threshold: float = 2.5,
+        reconstruction_steps: int | None = None,
+        reconstruction_guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         self._check_config()
