@@ -89,6 +89,11 @@ class PreTrainedARPrior(PreTrainedImagePrior):
         """Positions that a static cache needs for `num_tokens` tokens."""
         return num_tokens
 
+    @property
+    def num_cache_layers(self) -> int:
+        """Layers of a static cache."""
+        return self.config.num_hidden_layers
+
     def draw(self, prediction: Any, step: int, sampler: TokenSampler) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities of a step; families with an inner loop over sub-codes do it here."""
         return sampler(prediction, step)
@@ -245,7 +250,7 @@ class PreTrainedARPrior(PreTrainedImagePrior):
     ) -> Callable[[Tensor | None, int], Tensor]:
         if cache is False:
             return self._uncached_predictor(condition, guided)
-        store = make_cache(cache, self.config.num_hidden_layers, self.cache_length(condition, num_tokens))
+        store = make_cache(cache, self.num_cache_layers, self.cache_length(condition, num_tokens))
         advance, first = compiled_step or self.decode_step, True
 
         def predict(token_ids: Tensor | None, step: int) -> Tensor:

@@ -28,6 +28,8 @@ BASES = {
     "detailflow": {"llamagen"},
     "restok": {"llamagen"},
     "fqgan": {"llamagen"},
+    "unitok": {"llamagen"},
+    "meditok": {"unitok"},
     "tokenflow": {"llamagen"},
     "ta_titok": {"titok"},
     "flowtok": {"ta_titok"},

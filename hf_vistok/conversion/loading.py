@@ -1,5 +1,6 @@
 """Reading original checkpoints from a folder, a file or the Hub, without running anything that they contain."""
 
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -68,7 +69,7 @@ class OriginalCheckpoint:
             found = fetch(self.source, name, **self.hub)
             if found is not None:
                 return read_config(found)
-        embedded = self._metadata_config()
+        embedded = self._metadata_config() or self._pickled_config()
         if embedded is not None:
             return embedded
         raise ValueError(
@@ -90,6 +91,19 @@ class OriginalCheckpoint:
             return {key: ast.literal_eval(value) for key, value in metadata.items() if key != "format"} or None
         except (ValueError, SyntaxError):
             return None
+
+    def _pickled_config(self) -> dict[str, Any] | None:
+        """Some pickles keep the arguments of training beside the tensors; those that say nothing to us are ignored."""
+        name = self.filename or ""
+        path = fetch(self.source, name, **self.hub) if name.endswith(PICKLE_SUFFIXES) else None
+        if path is None:
+            return None
+        try:
+            found = _inside(_read_pickle(path), "args")
+        except ConversionError:
+            return None
+        found = vars(found) if isinstance(found, argparse.Namespace) else found
+        return found if isinstance(found, dict) and recognise(found) is not None else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors under their original names, mapped from disk where the format allows it."""
@@ -184,7 +198,7 @@ def read_state_dict(path: str, wrappers: tuple[str, ...] = ()) -> dict[str, Tens
 
     Args:
         path: a `.safetensors` file, or a pickle (`.pt`, `.pth`, `.bin`, `.ckpt`), of which only tensors are read.
-        wrappers: keys under which a pickle may keep its tensors.
+        wrappers: keys under which a pickle may keep its tensors; "a.b" is a key in what lies under another.
 
     Raises:
         ConversionError: for a damaged file, one with code in it, or one without tensors.
@@ -196,8 +210,9 @@ def read_state_dict(path: str, wrappers: tuple[str, ...] = ()) -> dict[str, Tens
             raise ConversionError(f"{path} is not a complete safetensors file: {error}") from error
     content = _read_pickle(path)
     for wrapper in wrappers:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+        found = _inside(content, wrapper)
+        if isinstance(found, dict):
+            content = found
             break
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
     if not tensors:
@@ -205,7 +220,20 @@ def read_state_dict(path: str, wrappers: tuple[str, ...] = ()) -> dict[str, Tens
     return tensors
 
 
+def _inside(content: Any, wrapper: str) -> Any:
+    """What lies under a key, or under keys in keys ("trainer.unitok"); None where there is no such thing."""
+    for key in wrapper.split("."):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
 def _read_pickle(path: str) -> Any:
+    # arguments of training lie beside the tensors of many files; a Namespace is a bag of values, no code runs
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return _read_tensors_and_values(path)
+
+
+def _read_tensors_and_values(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -259,6 +259,7 @@ class Window:
         *,
         key_mask: Tensor | None = None,
         block: bool = False,
+        layer_idx: int = 0,
     ) -> "Window":
         """
         The next `length` positions behind those in `cache`. Build it before the first layer updates the cache.
@@ -269,9 +270,10 @@ class Window:
             device: of the result.
             key_mask: bool `(B, T)`, False for leading positions (padding) that nobody but themselves sees.
             block: the new positions see each other, all of them (a group or a level).
+            layer_idx: the layer of the cache that counts, where not all are of one length.
         """
-        past = 0 if cache is None else cache.get_seq_length()
-        total = length if cache is None else cache.get_mask_sizes(length, 0)[0]
+        past = 0 if cache is None else cache.get_seq_length(layer_idx)
+        total = length if cache is None else cache.get_mask_sizes(length, layer_idx)[0]
         positions = past + torch.arange(length, device=device)
         dynamic = cache is None or not any(isinstance(layer, StaticLayer) for layer in cache.layers)
         if key_mask is None and dynamic and (length == 1 or block):

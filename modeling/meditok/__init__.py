@@ -1,0 +1,1 @@
+"""MedITok: UniTok for medical pictures (arXiv 2505.19225)."""
