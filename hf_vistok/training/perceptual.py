@@ -2,11 +2,13 @@
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .lpips import BACKBONES, LpipsFeatures
 from .recipe import RecipeError
 
 
@@ -47,16 +49,20 @@ class EfficientNetFeatures(nn.Module):
         return features
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"efficientnet_lite0": EfficientNetFeatures}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "efficientnet_lite0": EfficientNetFeatures,
+    **{kind: partial(LpipsFeatures, kind) for kind in BACKBONES},
+}
 
 
-def build_network(name: str) -> nn.Module:
+def build_network(name: str, weights: str | None = None, heads: str | None = None) -> nn.Module:
     """
     A frozen feature network.
 
     Args:
         name: a key of `NETWORKS`, or "module:function" of your own: it returns a module that maps images in [0, 1] to
-            a list of feature maps `(B, C, h, w)`.
+            a list of feature maps `(B, C, h, w)`, and may have `heads`, a weight `(1, C, 1, 1)` for each map.
+        weights, heads: files of the LPIPS networks, see [`LpipsFeatures`].
 
     Raises:
         RecipeError: for an unknown name or a missing package.
@@ -69,12 +75,19 @@ def build_network(name: str) -> nn.Module:
             raise RecipeError(f"No perceptual network {name!r}: {error}") from error
     if name not in NETWORKS:
         raise RecipeError(f"No perceptual network {name!r}; there are {', '.join(NETWORKS)}, or 'module:function'.")
-    return NETWORKS[name]()
+    files = {key: value for key, value in {"weights": weights, "heads": heads}.items() if value is not None}
+    if name not in BACKBONES:
+        if files:
+            raise RecipeError(f"recipe.perceptual: {name} takes no {', '.join(files)}; {', '.join(BACKBONES)} do.")
+        return NETWORKS[name]()
+    return NETWORKS[name](weights, heads)
 
 
 def perceptual_distance(network: nn.Module, fake: Tensor, real: Tensor) -> Tensor:
     """
-    Mean squared distance of unit feature vectors at each place, summed over the maps (LPIPS without learned weights).
+    Squared distance of unit feature vectors at each place, summed over the maps.
+
+    With the network's `heads` this is LPIPS; without, all channels weigh the same.
 
     Args:
         network: of [`build_network`].
@@ -85,7 +98,7 @@ def perceptual_distance(network: nn.Module, fake: Tensor, real: Tensor) -> Tenso
     """
     with torch.no_grad():
         targets = [F.normalize(x, dim=1, eps=1e-6) for x in network(real.float())]
-    total = fake.new_zeros(())
-    for x, y in zip(network(fake.float()), targets, strict=True):
-        total = total + (F.normalize(x, dim=1, eps=1e-6) - y).square().sum(1).mean()
+    total, heads = fake.new_zeros(()), getattr(network, "heads", None) or [1.0] * len(targets)
+    for x, y, head in zip(network(fake.float()), targets, heads, strict=True):
+        total = total + ((F.normalize(x, dim=1, eps=1e-6) - y).square() * head).sum(1).mean()
     return total

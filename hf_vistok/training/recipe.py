@@ -109,13 +109,18 @@ class PerceptualRecipe:
 
     Args:
         weight: of the term, 0 for none.
-        network: a name in `perceptual.NETWORKS`, or "module:function" that builds one.
+        network: a name in `perceptual.NETWORKS` ("efficientnet_lite0", "lpips_vgg", "lpips_alex"), or
+            "module:function" that builds one.
+        weights: of the LPIPS networks, a file with torchvision's ImageNet weights of the backbone.
+        heads: of the LPIPS networks, a file with the learned weights of channels; None weighs them alike.
         images: how many pictures of the global batch it sees at a step, 0 for all.
         start: step at which it sets in.
     """
 
     weight: float = 0.0
     network: str = "efficientnet_lite0"
+    weights: str | None = None
+    heads: str | None = None
     images: int = 0
     start: int = 0
 

@@ -142,7 +142,8 @@ class TokenizerStage:
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.perceptual = None
         if recipe.perceptual.weight:
-            self.perceptual = build_network(recipe.perceptual.network).to(device)
+            perceptual = recipe.perceptual
+            self.perceptual = build_network(perceptual.network, perceptual.weights, perceptual.heads).to(device)
         if recipe.adversarial.weight:
             self._add_discriminator()
 
