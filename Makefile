@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,train,demo]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,train,demo,export]"
 	touch $(STAMP)
 
 demo: $(STAMP)  ## runs the main job on the embedded checkpoints and writes pictures to demo/

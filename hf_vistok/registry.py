@@ -454,6 +454,7 @@ PLAIN_NAMES: dict[str, str] = {
     "AutoImageTokenizerProcessor": "hf_vistok.auto_classes",
     "AutoImagePrior": "hf_vistok.auto_classes",
     "export_code": "hf_vistok.export.code",
+    "export_onnx": "hf_vistok.export.onnx",
     "ImageTokenizerConfig": "hf_vistok.modeling.configuration_utils",
     "ImagePriorConfig": "hf_vistok.modeling.configuration_utils",
     "PreTrainedImageTokenizer": "hf_vistok.modeling.modeling_utils",

@@ -357,6 +357,9 @@ def test_push_sends_one_commit_with_a_card(run, bench, monkeypatch):
             sent.update(options)
             return type("Url", (), {"repo_id": repo})
 
+        def list_repo_files(self, repo, revision=None):
+            return [".gitattributes"]
+
         def create_commit(self, repo, operations, **options):
             sent["names"] = [operation.path_in_repo for operation in operations]
             return type("Commit", (), {"commit_url": f"https://hub/{repo}/commit/1"})
@@ -364,7 +367,8 @@ def test_push_sends_one_commit_with_a_card(run, bench, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     code, out, err = run("push", bench / "tokenizer", "me/x", "--private", "--token", "secret")
     assert code == 0 and "me/x" in out and sent["private"] is True and sent["token"] == "secret", err
-    assert set(sent["names"]) == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    made = {"README.md", "provenance.json", "sheet.png"}
+    assert set(sent["names"]) == {"config.json", "model.safetensors", "preprocessor_config.json", *made}
     assert "secret" not in out + err
 
 

@@ -1,4 +1,4 @@
-"""`hf-vistok convert` and `hf-vistok push`."""
+"""`hf-vistok convert`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ def convert(
         raise typer.BadParameter("--half stores a float32 model; leave --dtype out.")
     check_apart(source, output)
     from hf_vistok.conversion.loading import OriginalCheckpoint, load_original_parts
+    from hf_vistok.provenance import conversion_provenance, write_provenance
 
     quiet_libraries()
     options = chosen(filename, preset, config, revision)
@@ -43,6 +44,7 @@ def convert(
         if processor is not None:
             processor.save_pretrained(scratch)
         write_card(scratch, family)
+        write_provenance(scratch, conversion_provenance(source, options, family))
     classes = ", ".join(type(module).__name__ for module in parts.values())
     note(f"wrote {output}: {classes} of {family}{'' if processor is None else ', with its processor'}")
     warn_restricted(family)
@@ -102,44 +104,3 @@ def warn_restricted(family: str) -> None:
     found = family_of(family)
     if found.restricted:
         note(f"note: the weights of {found.title} are under: {found.weights_license}. Check before you share them.")
-
-
-def push(
-    folder: Annotated[Path, typer.Argument(help="A folder that save_pretrained or `convert` wrote.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub, name/of-it.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
-    revision: Revision = None,
-    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with hf_vistok",
-    token: Annotated[
-        str | None, typer.Option(envvar="HF_TOKEN", help="Access token; the stored login by default.")
-    ] = None,
-) -> None:
-    """Upload a folder to the Hub in one commit; a folder without README.md gets its family's card."""
-    if not any((folder / mark).is_file() for mark in MARKS):
-        raise ValueError(f"{folder} holds neither {' nor '.join(MARKS)}: it is no folder of a checkpoint.")
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part"))
-    operations = [CommitOperationAdd(str(path.relative_to(folder).as_posix()), str(path)) for path in files]
-    family = folder_family(folder)
-    card = None if family is None or (folder / "README.md").is_file() else card_text(family)
-    if card is not None:
-        operations.append(CommitOperationAdd("README.md", card.encode()))
-    if family is not None:
-        warn_restricted(family)
-    api = HfApi(token=token)
-    repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(repo, branch=revision, exist_ok=True)
-    commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
-    typer.echo(commit.commit_url)
-
-
-def folder_family(folder: Path) -> str | None:
-    """The family of a saved folder, None for pipelines and other layouts."""
-    from hf_vistok.hub import read_json
-    from hf_vistok.registry import FAMILIES, find_model_type
-
-    config = folder / "config.json"
-    entry = find_model_type(read_json(config).get("model_type")) if config.is_file() else None
-    return next((family.name for family in FAMILIES if entry in family.models), None)

@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 from .console import report
-from .convert import convert, push
+from .convert import convert
 from .data import app as data_app
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .listing import info, list_families
+from .push import pull, push
 from .showcase import showcase
 from .tokens import detokenize, reconstruct, tokenize
 from .train import train
@@ -35,6 +36,7 @@ for _command in (
     convert,
     export,
     push,
+    pull,
     train,
     evaluate,
     showcase,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..provenance import training_provenance, write_provenance
 from .checkpoint import BEST, CheckpointError, read_folder, states
 from .recipe import parse_recipe
 from .stages import build_model
@@ -56,7 +57,7 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
 
 def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     """
-    Writes the best averaged weights of a run as a checkpoint: config, weights, processor, training log.
+    Writes the best averaged weights of a run as a checkpoint: config, weights, processor, training log, provenance.
 
     Args:
         run: folder of the run.
@@ -76,6 +77,7 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
         save_half(model, scratch)
         _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
         (scratch / "train_log.jsonl").write_text(short_log(run / "log.jsonl"))
+        write_provenance(scratch, training_provenance(state))
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
         target.mkdir(parents=True, exist_ok=True)
