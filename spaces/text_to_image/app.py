@@ -175,7 +175,9 @@ def _results() -> list[gr.components.Component]:
         elem_classes="pictures",
         render=False,
     )
-    facts = gr.Markdown("Type a prompt and press Enter.", elem_classes="note", elem_id="facts", render=False)
+    facts = gr.Markdown(
+        "Type a prompt and press Enter.", label="Facts", elem_classes="note", elem_id="facts", render=False
+    )
     tokens = gr.Textbox(
         label="Tokens, one line a picture",
         info="Copy them, or change some and draw them again.",

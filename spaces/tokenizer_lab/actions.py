@@ -88,7 +88,7 @@ def compare_codecs(image: str, tokens: float = 32, tokenizer_name: str = FIRST) 
 @friendly
 def draw(tokens: str, tokenizer_name: str = FIRST) -> Any:
     """
-    Draw token ids.
+    Draw the picture that token ids stand for.
 
     Args:
         tokens: Whole numbers with blanks between them, the most important first.

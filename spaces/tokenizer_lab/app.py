@@ -92,7 +92,7 @@ class Inputs:
         with gr.Group():
             self.tokens = gr.Slider(1, most, most, step=1, label="Tokens", elem_id="tokens")
             self.name = gr.Dropdown(bench.names(), value=FIRST, label="Tokenizer")
-        self.facts = gr.Markdown(elem_classes="facts", elem_id="facts")
+        self.facts = gr.Markdown(label="Facts", elem_classes="facts", elem_id="facts")
         with gr.Column(elem_classes="last"):
             gr.Examples([[path] for path in PICTURES], [self.picture], label="Examples", examples_per_page=12)
 
@@ -110,7 +110,7 @@ class Reconstruction:
             self.slider = _slider("Original | reconstruction", elem_id="slider")
             self.error = gr.Image(label="Error, dark is none", elem_id="error", **IMAGE)
         _note("From the first 1, 2, 4, ... tokens:")
-        self.ladder = gr.Gallery(show_label=False, columns=6, elem_id="ladder", **STRIP)
+        self.ladder = gr.Gallery(label="Pictures", show_label=False, columns=6, elem_id="ladder", **STRIP)
 
 
 class Rivals:
@@ -118,8 +118,8 @@ class Rivals:
 
     def __init__(self) -> None:
         _note(RIVALS)
-        self.gallery = gr.Gallery(show_label=False, columns=4, elem_id="coded", **STRIP)
-        self.table = gr.Markdown(elem_classes="facts", elem_id="rivals")
+        self.gallery = gr.Gallery(label="Pictures", show_label=False, columns=4, elem_id="coded", **STRIP)
+        self.table = gr.Markdown(label="Table", elem_classes="facts", elem_id="rivals")
 
 
 class Inspector:
@@ -143,7 +143,7 @@ class Inspector:
             with gr.Column(min_width=120):
                 self.another = gr.Button("Another", size="sm", elem_id="another")
                 self.keep = gr.Button("Keep the change", size="sm", elem_id="keep")
-        self.facts = gr.Markdown(elem_classes="facts", elem_id="change")
+        self.facts = gr.Markdown(label="Facts", elem_classes="facts", elem_id="change")
         with gr.Row():
             self.slider = _slider("Before | after")
             self.change = gr.Image(label="Change, dark is none", elem_id="changed", **IMAGE)
@@ -160,8 +160,8 @@ class Duel:
         with gr.Row():
             self.slider = _slider("First | second")
             with gr.Column(min_width=220):
-                self.gallery = gr.Gallery(show_label=False, columns=3, elem_id="duel", **STRIP)
-                self.table = gr.Markdown(elem_classes="facts")
+                self.gallery = gr.Gallery(label="Pictures", show_label=False, columns=3, elem_id="duel", **STRIP)
+                self.table = gr.Markdown(label="Table", elem_classes="facts")
 
 
 class Mixer:
@@ -181,7 +181,7 @@ class Mixer:
                     self.first = gr.Slider(0, most, min(8, most), step=1, label="First tokens from the second picture")
                     self.weight = gr.Slider(0, 1, 1, step=0.05, label="How much of them", info="1 swaps, less blends.")
         _note("The same with the first 0, 1, 2, 4, ... tokens:")
-        self.steps = gr.Gallery(show_label=False, columns=7, elem_id="steps", **STRIP)
+        self.steps = gr.Gallery(label="Steps", show_label=False, columns=7, elem_id="steps", **STRIP)
 
 
 # ---------------------------------------------------------------------- what happens when
@@ -221,7 +221,11 @@ def _connect_inspector(side: Inputs, tab: Inspector, quiet: dict[str, Any]) -> N
 
 def _api_only(side: Inputs, tab: Inspector) -> None:
     """Functions that the page reaches by other ways; programs get plain arguments."""
-    position, picture, text = gr.Number(1, visible=False), gr.Image(visible=False), gr.Textbox(visible=False)
+    position, picture, text = (
+        gr.Number(1, visible=False),
+        gr.Image(label="Picture", visible=False),
+        gr.Textbox(label="Tokens", visible=False),
+    )
     hidden = gr.Button(visible=False)
     hidden.click(draw, [tab.tokens, side.name], picture, api_name="draw")
     given, made = [tab.tokens, position, tab.new, side.name], [tab.slider, tab.change, tab.facts, text]
