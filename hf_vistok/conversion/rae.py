@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset, State
+from .rae_flow import is_flow, stage_config, stage_plan
 from .vision_towers import tower_drops, tower_name
 
 ENCODERS = {"Dinov2withNorm": "dinov2", "SigLIP2wNorm": "siglip2", "MAEwNorm": "mae"}
@@ -153,18 +154,20 @@ class RaeAdapter(Adapter):
     """RAE's autoencoders (`stage_1`) and generators (`stage_2`)."""
 
     system = "rae"
-    missing = dict.fromkeys(
-        ("DiTDH-S_256", "DiTDH-XL_256", "DiTDH-XL_512"), "the DiT-DH generators are not implemented yet"
-    )
     weight_files = ("model.pt", "stage2_model.pt")
 
     def recognise(self, config: dict[str, Any]) -> str | None:
-        """`stage_1` with RAE's class."""
+        """`stage_2`, or `stage_1` with RAE's class alone; files of descendants name classes of their own."""
         stage = config.get("stage_1")
+        own = not isinstance(stage, dict) or stage.get("target", "stage1.RAE") == "stage1.RAE"
+        if own and is_flow(config):
+            return "flow_generator"
         return "tokenizer" if isinstance(stage, dict) and stage.get("target") == "stage1.RAE" else None
 
     def plan(self, component: str, config: dict[str, Any]) -> Plan:
         """A table of names, and the encoder's own."""
+        if component == "flow_generator":
+            return stage_plan(config)
         if component != "tokenizer":
             return super().plan(component, config)
         from ..modeling.rae.configuration_rae import RaeConfig
@@ -250,6 +253,50 @@ TOKENIZERS = {
 RaeAdapter.presets = {
     name: Preset("tokenizer", tokenizer_config(*row[:3]), REPO, f"decoders/{row[3]}/model.pt")
     for name, row in TOKENIZERS.items()
+}
+WIDE = "stage2.models.DDT.DiTwDDTHead"
+WIDE_SIZES = {"XL": ((1152, 2048), (28, 2), (16, 16)), "S": ((384, 2048), (12, 2), (6, 16))}  # width, depth, heads
+
+
+def wide_params(size: str, latent: int, channels: int = 768) -> dict[str, Any]:
+    """Parameters of a published DiT-DH."""
+    width, depth, heads = (list(pair) for pair in WIDE_SIZES[size])
+    return {
+        "input_size": latent,
+        "patch_size": 1,
+        "in_channels": channels,
+        "hidden_size": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": 4.0,
+        "class_dropout_prob": 0.1,
+        "num_classes": 1000,
+        "use_qknorm": False,
+        "use_swiglu": True,
+        "use_rope": True,
+        "use_rmsnorm": True,
+        "wo_shift": False,
+        "use_pos_embed": True,
+    }
+
+
+def wide_config(size: str, latent: int, scale: float | None) -> dict[str, Any]:
+    """A published DiT-DH's configuration; `scale` is that of autoguidance by the small one, None without guidance."""
+    guidance: dict[str, Any] = {"method": "cfg", "scale": 1.0}
+    if scale is not None:
+        guidance = {"method": "autoguidance", "scale": scale, "t_min": 0.0, "t_max": 1.0}
+    return stage_config(WIDE, wide_params(size, latent), guidance)
+
+
+GENERATORS = {
+    "DiTDH-XL_256": ("XL", 16, 1.42, "ImageNet256/DiTDH-XL"),
+    "DiTDH-S_256": ("S", 16, None, "ImageNet256/DiTDH-S_ep14"),
+    "DiTDH-XL_512": ("XL", 32, 1.5, "ImageNet512/DiTDH-XL_ep400"),
+    "DiTDH-S_512": ("S", 32, None, "ImageNet512/DiTDH-S_ep20"),
+}
+RaeAdapter.presets |= {
+    name: Preset("flow_generator", wide_config(*row[:3]), REPO, f"DiTs/Dinov2/wReg_base/{row[3]}/stage2_model.pt")
+    for name, row in GENERATORS.items()
 }
 
 ADAPTER = RaeAdapter()

@@ -30,3 +30,18 @@ def limits_of(case: Case, name: str) -> tuple[float, float] | None:
 def velocity(case: Case):
     """The network at the stored point."""
     return case.model(case.inputs["x_t"], case.inputs["t"], case.inputs["y"]).sample
+
+
+def sampled(case: Case, name: str, kind: str = "cfg", **settings):
+    """A stored sample with guidance of a kind, at the weight and times of its description, else the published."""
+    found = limits_of(case, name)
+    weak = {"weak_model": case.parts.get("weak_transformer")} if kind == "autoguidance" else {}
+    return case.model.sample_latents(
+        case.inputs["noise"],
+        case.inputs["y"],
+        guidance=kind,
+        guidance_scale=scale_of(case, name, case.model.config.guidance_scale),
+        guidance_intervals=[found] if found else None,
+        **weak,
+        **settings,
+    )
