@@ -2,8 +2,10 @@
 
 import importlib
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from .registry import ModelEntry, model_entries, public_names
+from .registry import ModelEntry, find_model, model_entries, public_names
 
 
 def register_library() -> None:
@@ -44,10 +46,33 @@ def prepare_pipelines() -> None:
     LOADERS.update(
         image_tokenizer=AutoImageTokenizer.from_pretrained,
         prior=AutoImagePrior.from_pretrained,
+        transformer=load_transformer,
+        weak_transformer=load_transformer,
+        flow_parts=load_flow_parts,
         resolve=resolve_source,
         fetch=fetch,
         pipeline_class=pipeline_class,
     )
+
+
+def load_flow_parts(source: str, **kwargs: Any) -> dict[str, Any]:
+    """An original flow generator by component: `transformer`, and `weak_transformer` where its file holds one."""
+    from .conversion.loading import load_original_parts
+
+    parts = load_original_parts(source, ("flow_generator",), **kwargs)
+    return {name: part for name, part in parts.items() if name in ("transformer", "weak_transformer")}
+
+
+def load_transformer(source: str, **kwargs: Any) -> Any:
+    """A flow transformer of ours (folder or Hub id), or the authors' checkpoint of one."""
+    from .hub import fetch, read_json, resolve_source
+
+    folder = resolve_source(source, kwargs.get("revision"))
+    path = None if Path(folder).is_file() else fetch(folder, "config.json")
+    entry = find_model(read_json(path).get("_class_name", "")) if path else None
+    if entry is not None and entry.kind == "flow":
+        return load_model_class(entry).from_pretrained(folder, **kwargs)
+    return load_flow_parts(source, **kwargs)["transformer"]
 
 
 def pipeline_class(name: str | None) -> type | None:

@@ -444,7 +444,7 @@ FAMILIES: tuple[Family, ...] = (
         restricted=True,
         parity=3,
         published=5,
-        missing="a pipeline; statistics of latents have to be given",
+        missing="statistics of LightningDiT's latents are a file of their own",
     ),
 )
 
@@ -474,6 +474,7 @@ PLAIN_NAMES: dict[str, str] = {
     "vocabulary_of": "hf_vistok.modeling.text_table.tokenization_text_table",
     "MaskGenPipeline": "hf_vistok.pipelines.pipeline_maskgen",
     "FlowTokPipeline": "hf_vistok.pipelines.pipeline_flowtok",
+    "LatentFlowPipeline": "hf_vistok.pipelines.pipeline_latent_flow",
     "SeedPipeline": "hf_vistok.pipelines.pipeline_seed",
     "ImageReconstructionPipeline": "hf_vistok.pipelines.pipeline_reconstruction",
     "VisTokPipeline": "hf_vistok.pipelines.pipeline_utils",

@@ -97,14 +97,17 @@ class ImageTokenPipeline(DiffusionPipeline):
         if isinstance(generator, (list, tuple)) and len(generator) != batch:
             raise ValueError(f"Got {len(generator)} generators for {batch} images: give one, or one per image.")
 
-    def run_callback(self, callback: Callable | None, names: list[str], step: int, values: dict[str, Any]) -> dict:
-        """Calls a `callback_on_step_end` and returns what it changed."""
+    def run_callback(
+        self, callback: Callable | None, names: list[str], step: int, values: dict[str, Any], timestep: Any = None
+    ) -> dict:
+        """Calls a `callback_on_step_end` and returns what it changed. A step has its own number as its time if None."""
         if callback is None:
             return {}
         unknown = [name for name in names if name not in values]
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; there are {list(values)}.")
-        return callback(self, step, step, {name: values[name] for name in names}) or {}
+        time = step if timestep is None else timestep
+        return callback(self, step, time, {name: values[name] for name in names}) or {}
 
 
 def check_codebooks(prior: Any, image_tokenizer: Any) -> None:

@@ -65,6 +65,17 @@ def training(batch):
     return {**flow(batch), "noise": draws(batch, 4, 4, 4, seed=5)}
 
 
+def texts(batch):
+    lengths = torch.arange(batch) % 3 + 1
+    return {
+        "hidden_states": draws(batch, 4, 4, 4),
+        "timestep": torch.linspace(0.2, 0.9, batch),
+        "encoder_hidden_states": draws(batch, 3, 12, seed=3),
+        "encoder_attention_mask": (torch.arange(3) < lengths[:, None]).long(),
+        "noise": draws(batch, 4, 4, 4, seed=5),
+    }
+
+
 def with_teacher(batch):
     return {**training(batch), "teacher_features": [draws(batch, 16, 12, seed=9)]}
 
@@ -88,5 +99,10 @@ def build():
             skip=one,
         ),
         "dit_family-repa": Tiny(transformer(**REPA), forward_kwargs=with_teacher, skip=one),
+        "dit_family-text": Tiny(
+            transformer(rotary=True, num_classes=0, text_dim=12, text_length=5, guidance_scale=2.0),
+            forward_kwargs=texts,
+            skip=one,
+        ),
         "dit_family-epsilon": Tiny(transformer(**DIFFUSION), forward_kwargs=diffusion, skip=one),
     }

@@ -30,6 +30,8 @@ from ..layers.rotary import apply_rotary, grid_rotary_table
 from ..layers.time_embedding import FourierTimeEmbedding, TimeEmbedding
 from .sampling_dit_family import FlowSamplingMixin
 
+Text = tuple[Tensor | None, Tensor | None]  # states (B, L, F) and their mask (B, L)
+
 
 @dataclass
 class LatentFlowOutput(BaseOutput):
@@ -100,6 +102,9 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         hidden_size, num_layers, num_heads, mlp_ratio: of the transformer.
         num_classes: classes; one more row of the table stands for "no class" where `has_null_class`.
         null_class: id of "no class", `num_classes` by default.
+        text_dim, text_length: of a generator of texts: width of the text encoder's states, and the number of places
+            for them in front of the latents' tokens (DiT's in-context conditioning, section 3.2); None for classes.
+            Ours: no published checkpoint has it.
         norm: "layer" (DiT) or "rms".
         mlp: "gelu" (tanh) or "swiglu".
         qk_norm: None, "layer" or "rms", of each head.
@@ -180,6 +185,8 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         class_dropout: float = 0.1,
         training_sampling: str = "uniform",
         loss_weights: dict[str, float] | None = None,
+        text_dim: int | None = None,
+        text_length: int = 64,
     ) -> None:
         super().__init__()
         config, side = self.config, sample_size // patch_size
@@ -189,6 +196,9 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         embedding = {"sinusoid": TimeEmbedding, "fourier": FourierTimeEmbedding}[time_embedding]
         self.time_embed = embedding(hidden_size)
         self.class_embed = nn.Embedding(num_classes + has_null_class, hidden_size)
+        if text_dim is not None:
+            self.text_proj = nn.Linear(text_dim, hidden_size)
+            self.no_text = nn.Parameter(0.02 * torch.randn(hidden_size))
         self.layers = make_blocks(num_layers, hidden_size, num_heads, config)
         self.projectors = nn.ModuleList(
             nn.Sequential(
@@ -214,9 +224,14 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         if mean is None or std is None:
             raise ValueError(
                 "This generator was trained on normalised latents, and its checkpoint does not hold their statistics: "
-                "set them with set_latent_statistics(mean, std)."
+                "set them with set_latent_statistics(mean, std); `hf-vistok stats` computes them."
             )
         return like.new_tensor(list(mean)).view(-1, 1, 1), like.new_tensor(list(std)).view(-1, 1, 1)
+
+    def check_latent_statistics(self) -> None:
+        """Raises a ValueError where the flow's latents are normalised by statistics that the checkpoint lacks."""
+        if self.config.latent_norm == "channel":
+            self._channel_statistics(torch.empty(0))
 
     def set_latent_statistics(self, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> None:
         """
@@ -274,16 +289,52 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         """Id of "no class"."""
         return self.config.num_classes if self.config.null_class is None else self.config.null_class
 
-    def _rotary(self, grid: tuple[int, int], device: torch.device) -> Callable[[int], Any]:
-        def of(head_dim: int) -> Callable[[Tensor], Tensor] | None:
+    def _rotary(self, grid: tuple[int, int], device: torch.device) -> Callable[..., Any]:
+        def of(head_dim: int, first: int = 0) -> Callable[[Tensor], Tensor] | None:
             if not self.config.rotary:
                 return None
             cos, sin = grid_rotary_table(grid, head_dim, device=device)
+            if first:  # texts have no place on the grid
+                return lambda x: torch.cat([x[..., :first, :], apply_rotary(x[..., first:, :], cos, sin)], -2)
             return lambda x: apply_rotary(x, cos, sin)
 
         return of
 
-    def _network(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def pad_text(self, states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Texts `(B, L, F)` and their mask at `text_length` places: a result does not depend on a batch's longest text.
+
+        Raises:
+            ValueError: for states of another width, a mask of another shape, or texts that do not fit.
+        """
+        dim, places = self.config.text_dim, self.config.text_length
+        if states.ndim != 3 or states.shape[-1] != dim:
+            raise ValueError(f"encoder_hidden_states must be (B, L, {dim}), got {tuple(states.shape)}.")
+        mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
+        if mask.shape != states.shape[:2]:
+            raise ValueError(f"encoder_attention_mask must be {tuple(states.shape[:2])}, got {tuple(mask.shape)}.")
+        mask = mask.bool()
+        if states.shape[1] > places:
+            if bool(mask[:, places:].any()):
+                raise ValueError(f"A text has more than text_length={places} states.")
+            states, mask = states[:, :places], mask[:, :places]
+        short = places - states.shape[1]
+        return F.pad(states, (0, 0, 0, short)), F.pad(mask, (0, short))
+
+    def _text_tokens(self, states: Tensor | None, mask: Tensor | None, batch: int) -> Tensor:
+        """`(B, text_length, D)`; `no_text` stands in empty places, and everywhere where there is no text."""
+        if states is None:
+            return self.no_text.expand(batch, self.config.text_length, -1)
+        states, mask = self.pad_text(states, mask)
+        return torch.where(mask[..., None], self.text_proj(states.to(self.dtype)), self.no_text)
+
+    def _network(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor,
+        text: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, list[Tensor]]:
         x, config = x.to(self.dtype), self.config
         grid = (x.shape[2] // config.patch_size, x.shape[3] // config.patch_size)
         rotary, projections = self._rotary(grid, x.device), []
@@ -291,14 +342,18 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         if config.position_embedding:
             hidden = hidden + self.position_table.to(hidden.dtype)
         time = self.time_embed(timestep)
-        condition = time + self.class_embed(class_labels)
+        condition, first = time + self.class_embed(class_labels), 0
+        if config.text_dim is not None:
+            tokens, first = self._text_tokens(*text, len(x)), config.text_length
+            hidden, condition = torch.cat([tokens, hidden], 1), condition + tokens.mean(1)
         if self.wide_head is not None:
             condition = F.silu(condition)
-        turn = rotary(config.hidden_size // config.num_heads)
+        turn = rotary(config.hidden_size // config.num_heads, first)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, condition, None, turn)
             if index + 1 == config.projector_layer and len(self.projectors):
-                projections = [projector(hidden) for projector in self.projectors]
+                projections = [projector(hidden[:, first:]) for projector in self.projectors]
+        hidden = hidden[:, first:]
         if self.wide_head is not None:
             hidden, condition = self.wide_head(x, time[:, None] + hidden, rotary)
         out = unpatchify(self.head(hidden, condition), *grid, config.patch_size)
@@ -306,21 +361,28 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
             out = out[:, : config.in_channels]
         return out, projections
 
-    def _check_inputs(self, x: Tensor, class_labels: Tensor) -> None:
+    def _check_inputs(self, x: Tensor, class_labels: Tensor, text: Tensor | None = None) -> None:
         size, channels = self.config.sample_size, self.config.in_channels
         if tuple(x.shape[1:]) != (channels, size, size):
             raise ValueError(f"Latents must be (B, {channels}, {size}, {size}), got {tuple(x.shape)}.")
         if class_labels.shape != x.shape[:1]:
             raise ValueError(f"class_labels must be ({len(x)},), one per latent, got {tuple(class_labels.shape)}.")
+        if text is not None and (self.config.text_dim is None or len(text) != len(x)):
+            raise ValueError(
+                "This generator takes no texts." if self.config.text_dim is None else "One text per latent."
+            )
 
     def forward(
         self,
         hidden_states: Tensor,
         timestep: Tensor,
-        class_labels: Tensor,
+        class_labels: Tensor | None = None,
         noise: Tensor | None = None,
         teacher_features: Sequence[Tensor] | None = None,
         return_dict: bool = True,
+        *,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
     ) -> LatentFlowOutput | tuple[Tensor]:
         """
         The velocity (DiT: noise and variance); with `noise`, a training pass.
@@ -332,15 +394,20 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
             noise: standard normal, like `hidden_states`.
             teacher_features: for REPA, one `(B, N, width)` per projector.
             return_dict: whether to return a [`LatentFlowOutput`].
+            encoder_hidden_states, encoder_attention_mask: of a generator of texts: states `(B, L, text_dim)` and a mask
+                `(B, L)`; an empty row stands for "no text". Training drops some of them.
 
         Raises:
-            ValueError: for latents or labels of another shape.
+            ValueError: for latents, labels or texts of another shape.
         """
-        self._check_inputs(hidden_states, class_labels)
+        text = (encoder_hidden_states, encoder_attention_mask)
+        if class_labels is None:
+            class_labels = torch.full((len(hidden_states),), self.null_class, device=hidden_states.device)
+        self._check_inputs(hidden_states, class_labels, encoder_hidden_states)
         if noise is not None:
-            output = self._training_pass(hidden_states, timestep, class_labels, noise, teacher_features)
+            output = self._training_pass(hidden_states, timestep, class_labels, noise, teacher_features, text)
         else:
-            output = LatentFlowOutput(*self._network(hidden_states, timestep, class_labels))
+            output = LatentFlowOutput(*self._network(hidden_states, timestep, class_labels, text))
         return output if return_dict else (output.sample,)
 
     # ------------------------------------------------------------------ training
@@ -375,15 +442,29 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         drop = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout
         return torch.where(drop, self.null_class, class_labels)
 
+    def _drop_text(self, states: Tensor | None, mask: Tensor | None) -> Text:
+        if states is None or not self.training:
+            return states, mask
+        mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
+        kept = torch.rand(len(states), 1, device=states.device) >= self.config.class_dropout
+        return states, mask.bool() & kept
+
     def _training_pass(
-        self, data: Tensor, t: Tensor, class_labels: Tensor, noise: Tensor, teachers: Sequence[Tensor] | None
+        self,
+        data: Tensor,
+        t: Tensor,
+        class_labels: Tensor,
+        noise: Tensor,
+        teachers: Sequence[Tensor] | None,
+        text: Text,
     ) -> LatentFlowOutput:
         data, labels = self.normalize_latents(data), self._drop_labels(class_labels)
+        text = self._drop_text(*text)
         if self.config.prediction == "epsilon":
-            sample, losses = self._diffusion_losses(data, t, labels, noise)
+            sample, losses = self._diffusion_losses(data, t, labels, noise, text)
             return LatentFlowOutput(sample, [], sum(losses.values()), losses)
         x, target = self.interpolate(data, noise, t)
-        velocity, projections = self._network(x, t, labels)
+        velocity, projections = self._network(x, t, labels, text)
         weights = self.config.loss_weights or {}
         losses = {"velocity_loss": F.mse_loss(velocity.float(), target.float())}
         if "cosine_loss" in weights:
@@ -394,10 +475,10 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         return LatentFlowOutput(velocity, projections, loss, losses)
 
     def _diffusion_losses(
-        self, data: Tensor, t: Tensor, class_labels: Tensor, noise: Tensor
+        self, data: Tensor, t: Tensor, class_labels: Tensor, noise: Tensor, text: Text
     ) -> tuple[Tensor, dict[str, Tensor]]:
         diffusion = GaussianDiffusion(linear_betas())
-        sample, _ = self._network(diffusion.add_noise(data, noise, t), t, class_labels)
+        sample, _ = self._network(diffusion.add_noise(data, noise, t), t, class_labels, text)
         if not self.config.learn_sigma:
             return sample, {"mse_loss": F.mse_loss(sample.float(), noise.float())}
         last = (0, 2, 3, 1)  # channels last: (B, h, w, C)

@@ -1,5 +1,5 @@
 """
-Flows between noise and data as the class-conditional transformers use them: time grids, guidance rules, integrators.
+Flows between noise and data as the class-conditional transformers use them: time grids, integrators.
 
 Here time may run either way (`noise_time` 1: noise at t = 1; 0: noise at t = 0). `layers/flow.py` holds what flow
 decoders on diffusers' scheduler use.
@@ -7,16 +7,13 @@ decoders on diffusers' scheduler use.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .flow import check_steps
-from .guidance import check_scale, combine
 
 GRIDS = ("points", "steps", "rae", "rectok")
-GUIDANCES = ("cfg", "autoguidance")
 METHODS = ("euler", "heun", "dopri5", "sde", "sde_heun")
 LAST_SDE_STEP = 0.04  # stochastic samplers go this last part of the way by the drift alone
 
@@ -73,62 +70,6 @@ def sde_times(num_steps: int, noise_time: int) -> list[float]:
         raise ValueError(f"num_inference_steps counts points here and must be at least 2, got {num_steps}.")
     noise = torch.linspace(1, LAST_SDE_STEP, num_steps, dtype=torch.float64).tolist() + [0.0]
     return noise if noise_time == 1 else [1 - t for t in noise]
-
-
-# ------------------------------------------------------------------ guidance
-
-
-def _single(value: float) -> float:
-    """Rounded as float32: limits of intervals are compared with times of that precision."""
-    return torch.tensor(value, dtype=torch.float32).item()
-
-
-@dataclass(frozen=True)
-class GuidanceRule:
-    """
-    What guides a flow, how much, and when.
-
-    Args:
-        scale: weight g: `b + g (c - b)`, where c is the conditional velocity; 1 means none.
-        kind: "cfg" (b is the unconditional velocity) or "autoguidance" (b is a weaker model's, arXiv 2406.02507).
-        channels: guide the first channels only (DiT's legacy: 3), all where None.
-        intervals: (low, high) times; no limits where empty.
-        active: "inside" (guided where low <= t <= high) or "outside" (guided unless low <= t < high).
-        other_scale: weight at the other times.
-
-    Raises:
-        ValueError: for an unknown kind, or a scale that is no finite number.
-    """
-
-    scale: float = 1.0
-    kind: str = "cfg"
-    channels: int | None = None
-    intervals: tuple[tuple[float, float], ...] = ()
-    active: str = "inside"
-    other_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in GUIDANCES:
-            raise ValueError(f"guidance must be one of {GUIDANCES}, got {self.kind!r}.")
-        if self.active not in ("inside", "outside"):
-            raise ValueError(f'guidance is active "inside" or "outside" of intervals, got {self.active!r}.')
-        check_scale("guidance_scale", self.scale)
-
-    def scale_at(self, t: float) -> float:
-        """The weight at time t."""
-        if not self.intervals:
-            return self.scale
-        t, limits = _single(t), [(_single(low), _single(high)) for low, high in self.intervals]
-        if self.active == "inside":
-            return self.scale if any(low <= t <= high for low, high in limits) else self.other_scale
-        return self.other_scale if any(low <= t < high for low, high in limits) else self.scale
-
-    def join(self, cond: Tensor, base: Tensor, scale: float) -> Tensor:
-        """`base + scale (cond - base)` `(B, C, ...)`; channels that are not guided are those of `cond`."""
-        if self.channels is None:
-            return combine(cond, base, scale)
-        count = self.channels
-        return torch.cat([combine(cond[:, :count], base[:, :count], scale), cond[:, count:]], 1)
 
 
 # ------------------------------------------------------------------ integrators
