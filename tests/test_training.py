@@ -210,6 +210,60 @@ def test_two_processes_equal_one(pictures, reference, tmp_path):
     assert done.returncode == 0 and "2 processes, goes on with 1" in done.stdout
 
 
+def launch(count: int, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", *arguments[1:]]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_its_state_goes_on(pictures, reference, tmp_path):
+    run = tmp_path / "run"
+    start = command(toy(pictures, steps=100_000, log__checkpoints=5, log__keep=2), tmp_path, run)
+    process = subprocess.Popen(launch(2, start), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None and not checkpoint.states(run / "states"):
+        time.sleep(0.05)
+    children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if parent_of(p) == process.pid]
+    os.kill(children[-1], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    last = checkpoint.states(run / "states")[-1]
+    checkpoint.read_folder(last)
+    assert "Traceback" not in error.split("ChildFailedError")[0] or "has gone" in error
+    ours, theirs = losses(run), losses(reference)
+    assert max(abs(ours[step] - theirs[step]) for step in range(1, 3)) < 1e-4
+
+
+def parent_of(folder: Path) -> int:
+    try:
+        return int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError):
+        return -1
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_all_terms(pictures, tmp_path):
+    config = {**TINY, "quantizer": "vq", "fsq_levels": None, "token_size": 4}
+    values = toy(
+        pictures,
+        steps=6,
+        prefix=None,
+        model={"type": "vistok_titok", "config": config},
+        perceptual={"weight": 0.1, "network": f"{__name__}:Blur", "images": 2, "start": 1},
+        adversarial={"weight": 0.1, "start": 2, "channels": 32, "stages": 1, "lr": 1e-3},
+    )
+    Trainer(parse_recipe(values), tmp_path / "one", quiet=True).run()
+    start = command(values, tmp_path, tmp_path / "two")
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        launch(2, start), env=environment(PYTHONPATH=root), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two"))
+    for a, b in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        named = [key for key in a if "loss" in key or "logits" in key or "norm" in key or "codebook" in key]
+        assert named and all(abs(a[key] - b[key]) < 1e-3 * max(1, abs(a[key])) for key in named)
+
+
 def test_termination_saves_the_state(pictures, tmp_path):
     trainer = Trainer(parse_recipe(toy(pictures, steps=10_000)), tmp_path, quiet=True)
     original, count = trainer._train_step, []
@@ -366,6 +420,28 @@ def test_incomplete_and_damaged_states(tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(checkpoint.CheckpointError, match="no complete training state"):
         checkpoint.read_folder(tmp_path / "step_00000001")
+
+
+def test_a_replacement_that_was_interrupted_is_undone(tmp_path):
+    checkpoint.write_folder(tmp_path / "best", {"ema": {"w": torch.ones(1)}}, {"step": 1})
+    os.replace(tmp_path / "best", tmp_path / ".best.old")  # killed between the two renames
+    checkpoint.settle(tmp_path)
+    assert checkpoint.read_folder(tmp_path / "best")[1] == {"step": 1}
+
+
+def test_a_damaged_last_state_is_passed_over(pictures, tmp_path):
+    Trainer(parse_recipe(toy(pictures, steps=20)), tmp_path, quiet=True).run(stop_after=6)
+    file = tmp_path / "states" / "step_00000006" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert Trainer(parse_recipe(toy(pictures, steps=20)), tmp_path, quiet=True).step == 3
+    (tmp_path / "states" / "step_00000003" / "ema.safetensors").write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="step_00000006 is no complete"):
+        Trainer(parse_recipe(toy(pictures, steps=20)), tmp_path, quiet=True)
+
+
+def test_a_tracker_that_is_not_there(pictures, tmp_path):
+    with pytest.raises(RecipeError, match="'tensorbord' is none of"):
+        Trainer(parse_recipe(toy(pictures, log__tracker="tensorbord")), tmp_path, quiet=True)
 
 
 def test_export_loads_in_float32(reference, tmp_path):

@@ -8,6 +8,7 @@ the disk, and then renamed: a kill or a full disk at any moment leaves the state
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,45 @@ def states(folder: Path) -> list[Path]:
 
 def keep_last(folder: Path, count: int) -> None:
     """Removes all states but the last `count`, and what a kill left half-written."""
-    for path in (*states(folder)[:-count], *folder.glob(f".{PREFIX}*")):
+    for path in states(folder)[:-count]:  # under another name first: half a state must not look like one
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+    for path in folder.glob(f".{PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Undoes a replacement that a kill interrupted: the old folder gets its name back where the new one is missing."""
+    for old in folder.glob(".*.old"):
+        target = folder / old.name[1:].removesuffix(".old")
+        if not target.exists() and (old / "state.json").is_file():
+            os.replace(old, target)
+
+
+def newest(
+    folder: Path, tell: Callable[[str], None]
+) -> tuple[Path, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """
+    The last state that can be read, with its content; None where there are no states.
+
+    Args:
+        folder: of the states.
+        tell: called with a line about each damaged state that is passed over.
+
+    Raises:
+        CheckpointError: where there are states and none can be read.
+    """
+    found, error = states(folder), None
+    for path in reversed(found):
+        try:
+            return path, *read_folder(path)
+        except CheckpointError as caught:
+            error = error or caught
+            tell(f"{caught}; trying the state before it")
+    if error is not None:
+        raise error
+    return None
 
 
 def read_folder(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from ..data.draws import EpochOrder, hashed
 from ..data.sources import Samples, StreamSource
+from .accelerator import TrainingStopped, flat_values, lost_processes, make_accelerator, peak_megabytes, show_sheet
 from .checkpoint import (
     BEST,
     PREFIX,
     CheckpointError,
     keep_last,
+    newest,
     pack_optimizer,
     read_folder,
+    settle,
     states,
     unpack_optimizer,
     write_folder,
@@ -39,10 +42,6 @@ from .stages import Batch, build_stage
 
 # what a resumed run may change without becoming another run
 FREE_KEYS = ("name", "output", "log.", "steps", "micro_batch_size", "validation", "precision", "model.init_from")
-
-
-class TrainingStopped(RuntimeError):
-    """A run cannot go on; the message says why and from where it can be taken up."""
 
 
 class Trainer:
@@ -71,12 +70,10 @@ class Trainer:
         overfit_one_batch: bool = False,
         quiet: bool = False,
     ) -> None:
-        from accelerate import Accelerator
-
         self.recipe, self.overfit = recipe, overfit_one_batch
         self.output = output or Path(recipe.output or Path("runs") / recipe.name)
         self.states_folder = self.output / "states"
-        self.accelerator = Accelerator(log_with=recipe.log.tracker, project_dir=str(self.output))
+        self.accelerator = make_accelerator(recipe.log.tracker, self.output)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self._split_batch()
         self.stage = build_stage(recipe, self.device)
@@ -132,18 +129,23 @@ class Trainer:
     # ------------------------------------------------------------------ states
 
     def _restore(self, resume: str) -> None:
+        if self.main:
+            settle(self.states_folder)
+            settle(self.output)
+        self.accelerator.wait_for_everyone()
         found = states(self.states_folder)
         if resume == "never" and found:
             raise RecipeError(f"{self.output} holds training states; choose another --output, or --resume auto.")
         if resume in ("auto", "never"):
-            path = found[-1] if found else None
+            last = newest(self.states_folder, self._say)
+            if last is None:
+                return
+            path, tensors, state = last
         else:
             path = Path(resume)
-        if path is None:
-            return
-        tensors, state = read_folder(path)
+            tensors, state = read_folder(path)
         self._check_same_recipe(path, state["recipe"])
-        if found and path.name < found[-1].name:
+        if resume != "auto" and found and path.name < found[-1].name:
             raise RecipeError(
                 f"{self.output} went on to {found[-1].name}; to branch off {path}, choose another --output."
             )
@@ -220,7 +222,7 @@ class Trainer:
         end = recipe.steps if stop_after is None else min(recipe.steps, self.step + stop_after)
         window: deque[float] = deque(maxlen=recipe.log.every)
         try:
-            with self._signals(), self._batches() as batches:
+            with self._signals(), lost_processes(self.states_folder), self._batches() as batches:
                 while self.step < end:
                     began = time.perf_counter()
                     values = self._train_step(next(batches))
@@ -372,7 +374,7 @@ class Trainer:
 
     def _start_tracker(self) -> None:
         if self.recipe.log.tracker:
-            self.accelerator.init_trackers(self.recipe.name)
+            self.accelerator.init_trackers(self.recipe.name, config=flat_values(asdict(self.recipe)))
 
     def _report(self, values: dict[str, float], rate: float) -> None:
         """Whatever is due after a step."""
@@ -423,8 +425,10 @@ class Trainer:
             return
         folder = self.output / "sheets"
         folder.mkdir(exist_ok=True)
+        path = folder / f"{self.step:08d}.png"
         with self.ema.applied(self.stage.model) as model:
-            save_sheet(folder / f"{self.step:08d}.png", self.stage.sheet(model), zoom=2)
+            save_sheet(path, self.stage.sheet(model), zoom=2)
+        show_sheet(self.accelerator, path, self.step)
 
     # ------------------------------------------------------------------ signals
 
@@ -471,10 +475,12 @@ class Trainer:
         seconds = time.perf_counter() - began
         model: nn.Module = self.stage.model
         count = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         tensors: dict[str, Tensor] = {k: v for k, v in batches[0].items() if isinstance(v, Tensor)}
         return {
             "parameters": count,
-            "state_megabytes": round(4 * count * 4 / 2**20, 1),
+            "trained_parameters": trained,
+            "state_megabytes": round((2 * count + 2 * trained) * 4 / 2**20, 1),
             "checkpoint_megabytes_float16": round(2 * count / 2**20, 1),
             "pictures": None if self.order is None else len(self.stage.data),
             "steps": self.recipe.steps,
@@ -486,6 +492,7 @@ class Trainer:
             "shapes": {k: list(v.shape) for k, v in tensors.items() if k != "fake"},
             "loss": values["loss"],
             "seconds_of_a_pass": round(seconds, 2),
+            "process_megabytes": peak_megabytes(),
             **(
                 {"device_megabytes": round(torch.cuda.max_memory_allocated() / 2**20)}
                 if torch.cuda.is_available()
