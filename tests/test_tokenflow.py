@@ -1,11 +1,15 @@
 """TokenFlow: what the common suite does not ask."""
 
+import argparse
+from fractions import Fraction
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_vistok.conversion import get_adapter
 from hf_vistok.conversion.adapter import ConversionError
+from hf_vistok.conversion.loading import read_state_dict
 from hf_vistok.conversion.tokenflow import tokenflow_fields
 from hf_vistok.modeling.tokenflow.configuration_tokenflow import TokenFlowConfig
 
@@ -124,3 +128,14 @@ def test_codes_without_unit_length():
     with torch.no_grad():
         encoded = model.encode(pixels)
         torch.testing.assert_close(model.ids_to_latents(encoded.token_ids), encoded.latents, atol=1e-5, rtol=1e-4)
+
+
+def test_arguments_beside_the_tensors(tmp_path):
+    """The authors' files hold the Namespace of their training; nothing else than values is let through."""
+    path, weight = tmp_path / "tokenflow.pt", torch.ones(2)
+    args = argparse.Namespace(lr=1e-4, teacher="clipb_224")
+    torch.save({"args": args, "model": {"w": 0 * weight}, "ema": {"w": weight}}, path)
+    assert torch.equal(read_state_dict(str(path), get_adapter("tokenflow").wrappers)["w"], weight)
+    torch.save({"args": Fraction(1, 2), "ema": {"w": weight}}, path)
+    with pytest.raises(ConversionError, match="more than tensors"):
+        read_state_dict(str(path))

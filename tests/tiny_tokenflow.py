@@ -8,12 +8,12 @@ from hf_vistok.modeling.tokenflow.modeling_tokenflow import TokenFlowModel
 from .tiny import Tiny
 
 SIZES = {
-    "image_size": 16,
+    "image_size": 8,
     "scales": (1, 2, 4),
     "hidden_channels": 32,
     "num_res_blocks": 1,
-    "encoder_channel_mult": (1, 1, 1),
-    "decoder_channel_mult": (1, 1, 1),
+    "encoder_channel_mult": (1, 1),
+    "decoder_channel_mult": (1, 1),
     "decoder_hidden_channels": 32,
     "decoder_num_res_blocks": 1,
     "z_channels": 16,
@@ -24,8 +24,8 @@ SIZES = {
     "vision_num_layers": 2,
     "vision_num_heads": 4,
     "vision_intermediate_size": 64,
-    "vision_patch_size": 4,
-    "vision_image_size": 12,
+    "vision_patch_size": 2,
+    "vision_image_size": 6,
     "semantic_num_layers": 1,
     "semantic_num_heads": 4,
     "semantic_intermediate_size": 64,
@@ -34,8 +34,8 @@ SIZES = {
 }
 SIGLIP = {
     "teacher": "siglip",
-    "image_size": 18,
-    "vision_image_size": 18,
+    "image_size": 9,
+    "vision_image_size": 9,
     "semantic_grid": 4,
     "decoder_hidden_channels": 64,
     "decoder_num_res_blocks": 2,
