@@ -1,10 +1,13 @@
 """
 Autoregressive generation with a key-value cache and one batch for guidance, against the plain ways.
 
-    python benchmarks/bench_ar.py --model FlexAR-113M-T2I --tokens 256
-    python benchmarks/bench_ar.py --model c2i_B_256 --ways cached,doubled
+    python -m benchmarks.bench_ar --table --threads 1 --clock cpu
+    python -m benchmarks.bench_ar --model FlexAR-113M-T2I --tokens 256
+    python -m benchmarks.bench_ar --model c2i_B_256 --ways cached,doubled
 
-Ways, all in one run and on the same random weights:
+`--table` takes every autoregressive prior of the library, all of the same width and depth and with their published
+numbers of tokens, and prints calls, seconds, and how much longer the plain way takes that computes all positions again
+at each call. Ways of one model, all in one run and on the same random weights:
 
 - `uncached`: the whole prefix is computed again for every token (FlexAR's authors);
 - `doubled`: a cache, but conditional and unconditional rows in two forwards;
@@ -21,10 +24,14 @@ from typing import Any
 
 import torch
 
+import hf_vistok
 from hf_vistok.conversion.adapter import Preset, find_preset
 from hf_vistok.conversion.build import plan_of
 from hf_vistok.modeling.ar_prior_utils import PreTrainedARPrior
 from hf_vistok.modeling.layers.generation import make_cache
+from hf_vistok.registry import model_entries
+
+from .measure import interleaved, ratio
 
 
 def build(name: str, device: str, dtype: torch.dtype, layers: int | None) -> PreTrainedARPrior:
@@ -84,6 +91,45 @@ def timed(function: Any, device: str, repeats: int) -> tuple[float, torch.Tensor
     return best, ids
 
 
+def every_prior(width: int, layers: int) -> dict[str, type[PreTrainedARPrior]]:
+    """Priors of all families by class name, with default (published) numbers of tokens and codes."""
+    models = {}
+    for entry in model_entries():
+        prior = getattr(hf_vistok, entry.model) if entry.kind == "prior" else None
+        if prior is None or not issubclass(prior, PreTrainedARPrior):
+            continue
+        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+        default = getattr(hf_vistok, entry.config)()
+        if getattr(default, "intermediate_size", None):
+            sizes["intermediate_size"] = 4 * width
+        torch.manual_seed(0)
+        models[entry.model] = prior(type(default)(**sizes)).eval()
+    return models
+
+
+def table(width: int, layers: int, batch: int, scale: float, repeats: int, clock: str) -> None:
+    """Prints the table of all priors, each measured in turns with its plain way."""
+    print(f"width {width}, {layers} layers, batch {batch}, guidance {scale}, float32, ", end="")
+    print(f"{torch.get_num_threads()} thread(s), {clock} clock\n")
+    print("| prior | tokens | calls | cached, s | uncached, s | uncached / cached | same ids |")
+    print("|---|---|---|---|---|---|---|")
+    for name, model in every_prior(width, layers).items():
+        options = {**conditions(model, batch), "cfg_scale": scale, "temperature": 0.0, "top_k": 0}
+        ids = {}
+
+        def write(way: str, cache: Any, model: Any = model, options: Any = options, ids: Any = ids) -> None:
+            ids[way] = model.generate(**options, cache=cache).token_ids
+
+        model.generate(**options, num_tokens=model.step_lengths(model.num_tokens)[0])  # warm-up
+        ways = {"cached": lambda run=write: run("cached", None), "uncached": lambda run=write: run("uncached", False)}
+        times = interleaved(ways, repeats, clock, warm_up=False)
+        same = (ids["cached"] == ids["uncached"]).float().mean().item()
+        fast, slow = min(times["cached"]), min(times["uncached"])
+        tokens, calls = "x".join(map(str, ids["cached"].shape[1:])), len(model.step_lengths(model.num_tokens))
+        print(f"| {name} | {tokens} | {calls} | {fast:.2f} | {slow:.2f} | ", end="")
+        print(f"{ratio(times, 'uncached', 'cached'):.1f} | {same:.1%} |", flush=True)
+
+
 def main() -> None:
     """Runs the ways and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +143,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true", help="compile the decode step of the static way")
     parser.add_argument("--ways", default="uncached,doubled,cached,static")
+    parser.add_argument("--table", action="store_true", help="every prior, with --width and --layers (4)")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="of the table; cpu: a shared machine")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.table:
+        return table(args.width, args.layers or 4, args.batch, args.scale, args.repeats, args.clock)
     model = build(args.model, args.device, getattr(torch, args.dtype), args.layers)
     given = conditions(model, args.batch)
     options = {"num_tokens": args.tokens, "cfg_scale": args.scale, "temperature": 0.0, "top_k": 0}

@@ -14,16 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]], repeats: int, clock: str = "wall", warm_up: bool = True
+) -> dict[str, list[float]]:
     """
     Seconds of each call, taken in turns, so that a slow phase of a shared machine meets all of them.
 
     The order is reversed every second round: what runs after the largest one finds other caches. The clock "cpu" counts
-    the process's own time, for machines on which others work too.
+    the process's own time, for machines on which others work too. With `warm_up` each is called once before.
     """
     now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
+    for function in functions.values() if warm_up else ():
         function()
     for repeat in range(repeats):
         names = list(functions) if repeat % 2 == 0 else list(functions)[::-1]
