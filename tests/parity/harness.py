@@ -1,10 +1,11 @@
 """What counts as parity is decided here, not in a system's hooks: each stored output is compared or has a reason."""
 
 import copy
+import functools
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hf_vistok.conversion import Plan, from_original_parts, get_adapter
 from hf_vistok.conversion.adapter import ConversionError
-from hf_vistok.conversion.build import plan_of
+from hf_vistok.conversion.build import convert_state_dict, plan_of
 
 REPORT: dict[str, dict[str, Any]] = {}
 
@@ -77,12 +78,14 @@ class Hook:
         not_compared: pattern (full match) -> reason.
         converts: whether the weights go through the model converter (losses and metrics do not).
         slices: name -> function that keeps the part of both tensors that may be compared (meta.json's notes).
+        also: outputs of ours that the original stored none of, for weights that matter to them alone (a temperature).
     """
 
     run: Callable[["Case"], dict[str, Any]]
     not_compared: dict[str, str] = field(default_factory=dict)
     converts: bool = True
     slices: dict[str, Callable[[Tensor, "Case"], Tensor]] = field(default_factory=dict)
+    also: Callable[["Case"], dict[str, Tensor]] | None = None
 
 
 @dataclass
@@ -118,6 +121,12 @@ class Case:
         """Stored outputs whose whole name matches, with the match (numbers in names are parameters)."""
         found = ((name, re.fullmatch(pattern, name)) for name in self.names)
         return [(name, match) for name, match in found if match]
+
+
+def later(make: Callable[[], dict[str, Any]], names: Iterable[str]) -> dict[str, Callable[[], Any]]:
+    """Functions of outputs that one costly call gives together; it runs once, and only if one of them is wanted."""
+    once = functools.cache(make)
+    return {name: functools.partial(lambda name: once()[name], name) for name in names}
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -226,28 +235,64 @@ def dropped(variant: Variant) -> dict[str, str]:
 
 
 def weights_that_do_not_matter(variant: Variant, hook: Hook) -> list[str]:
-    """Stored weights whose perturbation changes no compared output."""
+    """
+    Stored weights whose perturbation changes no compared output.
+
+    The modules are built once; each changed set of weights goes through the whole conversion and into them.
+    """
     wanted = {name for name in variant.outputs if reason_for(hook, name) is None}
     left_out = dropped(variant) if hook.converts else {}
-    base = run(hook, build(variant, hook, dict(variant.weights)), wanted)
+    case = build(variant, hook, {name: tensor.clone() for name, tensor in variant.weights.items()})
+    base = run(hook, case, wanted) | more(hook, case)
     silent = []
     for name, tensor in variant.weights.items():
-        if name not in left_out and not changes_something(variant, hook, wanted, base, name, tensor):
+        if name not in left_out and not changes_something(hook, case, base, name, tensor):
             silent.append(name)
+    load(case, hook, variant.weights)
+    assert not differs(hook, case, base), "a model remembers earlier weights: the answers above do not count"
     return silent
 
 
-def changes_something(variant, hook, wanted, base, name: str, tensor: Tensor) -> bool:
+@torch.no_grad()
+def load(case: Case, hook: Hook, weights: dict[str, Tensor]) -> None:
+    """Other values of the original weights into the modules of a case."""
+    variant, case.weights = case.variant, weights
+    if not hook.converts:
+        return
+    plan = plan_of(get_adapter(variant.system), variant.component, variant.config)
+    for name, state in convert_state_dict(plan, weights, variant.name).items():
+        if name in case.parts:
+            case.parts[name].load_state_dict(state, strict=False)
+
+
+@torch.no_grad()
+def more(hook: Hook, case: Case) -> dict[str, Tensor]:
+    """What `also` gives."""
+    return {} if hook.also is None else hook.also(case)
+
+
+@torch.no_grad()
+def differs(hook: Hook, case: Case, base: dict[str, Tensor]) -> bool:
+    """Whether any output is another than in `base`; what is still to be computed comes last, and only if needed."""
+    results = hook.run(case) | more(hook, case)
+    for name, value in sorted(results.items(), key=lambda item: callable(item[1])):
+        value = value() if name in base and callable(value) else value
+        if name in base and not torch.equal(value.nan_to_num(), base[name].nan_to_num()):
+            return True
+    return False
+
+
+def changes_something(hook: Hook, case: Case, base: dict[str, Tensor], name: str, tensor: Tensor) -> bool:
     for strength in (0.5, 3.0):  # ids move only when a weight moves far enough
         noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
         scale = strength * (tensor.float().std() if tensor.numel() > 1 else tensor.float().abs().mean()).clamp_min(0.1)
         moved = (tensor.float() + scale * noise).to(tensor.dtype)
         try:
-            results = run(hook, build(variant, hook, {**variant.weights, name: moved}), wanted)
+            load(case, hook, {**case.variant.weights, name: moved})
+            if differs(hook, case, base):
+                return True
         except (ConversionError, ValueError):
             return True  # the converter or the model noticed
-        if any(not torch.equal(results[key].nan_to_num(), base[key].nan_to_num()) for key in base):
-            return True
     return False
 
 

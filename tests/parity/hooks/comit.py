@@ -5,7 +5,7 @@ import re
 
 from torch.nn import functional as F
 
-from ..harness import Case, Hook
+from ..harness import Case, Hook, later
 
 
 def described(case: Case, name: str, pattern: str, default):
@@ -15,7 +15,9 @@ def described(case: Case, name: str, pattern: str, default):
 
 
 def tokenizer(case: Case) -> dict:
-    return one_call(case) | tokenized(case) | drawn(case)
+    pictures = [name for name in case.names if re.match(r"latents_|image_", name)]
+    tokens = [name for name in case.names if re.match(r"ids_|offsets_|adaptive_", name)]
+    return one_call(case) | later(lambda: tokenized(case), tokens) | later(lambda: drawn(case), pictures)
 
 
 def one_call(case: Case) -> dict:
