@@ -122,12 +122,13 @@ SUPERVISED = {
     "fqgan-triple": (["dinov2", "clip"], "feature_loss"),
     "mingtok": (["dinov3"], "semantic_loss"),
     "comit": (["siglip"], "alignment_loss"),
+    "meditok": (["clip"], "contrastive_loss"),
 }
 
 
 def width_of(model) -> list[int]:
     config = model.config
-    for name in ("alignment_dim", "global_dim", "semantic_hidden_size"):
+    for name in ("alignment_dim", "global_dim", "semantic_hidden_size", "embed_dim"):
         if getattr(config, name, None):
             return [getattr(config, name)]
     return list(config.feature_sizes)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..outputs import ImageTokenizerOutput
 from ..unitok.modeling_unitok import UniTokModel
 from .configuration_meditok import MedITokConfig
 
@@ -18,7 +19,7 @@ class MedITokModel(UniTokModel):
     config: MedITokConfig
     teacher_inputs = {"teacher_features": "pooled"}
 
-    def forward(self, pixel_values: Tensor, teacher_features: Tensor | None = None):
+    def forward(self, pixel_values: Tensor, teacher_features: Tensor | None = None) -> ImageTokenizerOutput:
         """
         One training pass.
 

@@ -194,6 +194,7 @@ class UniTokModel(PreTrainedImageTokenizer):
             raise ValueError(f"input_ids must be int64 (T, up to {longest}), got {tuple(input_ids.shape)}.")
         return F.normalize(self.text_encoder(input_ids=input_ids).text_embeds, dim=-1)
 
+    @apply_forward_hook
     def similarity(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
         """
         How well texts fit pictures: a softmax over T gives the probabilities of a zero-shot classification.

@@ -49,4 +49,13 @@ def ar_prior(case: Case) -> dict:
     }
 
 
-HOOKS = {"tokenizer": Hook(tokenizer), "ar_prior": Hook(ar_prior)}
+def scores(case: Case) -> dict:
+    """The learned scale acts on comparisons alone, of which the original stored none."""
+    model = case.model
+    if not model.config.embed_dim:
+        return {}
+    images = model.get_image_features(case.inputs["image"])
+    return {"contrastive_loss": model.contrastive_loss(images, images)}
+
+
+HOOKS = {"tokenizer": Hook(tokenizer, also=scores), "ar_prior": Hook(ar_prior)}
