@@ -124,10 +124,11 @@ def need(path: str | None, what: str = "a picture") -> str:
     The path, where there is one.
 
     Raises:
-        ValueError: where nothing was uploaded.
+        gradio.Error: where nothing was uploaded; programs see its message, a page that was just emptied does not.
     """
     if not path:
-        raise ValueError(f"Choose {what} first: upload one, paste it, or take one of the examples.")
+        text = f"Choose {what} first: upload one, paste it, or take one of the examples."
+        raise gr.Error(text, visible=False, print_exception=False)
     return path
 
 
