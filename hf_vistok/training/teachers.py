@@ -176,6 +176,15 @@ def _side(settings: dict[str, Any], patch: int) -> int:
     return size
 
 
+def check_teachers(model: nn.Module, count: int) -> None:
+    """Raises a ValueError where a tokenizer's `forward` takes no teacher's features, or those of another number."""
+    name, wanted = type(model).__name__, 1 if model.num_teachers is None else model.num_teachers
+    if not model.teacher_inputs or not wanted:
+        raise ValueError(f"{name} is trained without a teacher's features.")
+    if count != wanted:
+        raise ValueError(f"{name} takes the features of {wanted} teacher(s), got {count}.")
+
+
 def teacher_kwargs(model: nn.Module, teachers: Sequence[VisionTeacher], images: Tensor) -> dict[str, Any]:
     """
     What a tokenizer's `forward` wants from teachers, by its `teacher_inputs`, `teacher_grid` and `num_teachers`.
@@ -191,11 +200,7 @@ def teacher_kwargs(model: nn.Module, teachers: Sequence[VisionTeacher], images: 
     Raises:
         ValueError: where it takes none, or another number.
     """
-    name, count = type(model).__name__, model.num_teachers
-    if not model.teacher_inputs:
-        raise ValueError(f"{name} is trained without a teacher's features.")
-    if len(teachers) != (1 if count is None else count):
-        raise ValueError(f"{name} takes the features of {count or 1} teacher(s), got {len(teachers)}.")
+    check_teachers(model, len(teachers))
     features = [teacher(images, model.teacher_grid) for teacher in teachers]
     given = {argument: [getattr(f, kind) for f in features] for argument, kind in model.teacher_inputs.items()}
-    return given if count is not None else {argument: values[0] for argument, values in given.items()}
+    return given if model.num_teachers is not None else {argument: values[0] for argument, values in given.items()}
