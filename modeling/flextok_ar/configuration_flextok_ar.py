@@ -1,5 +1,7 @@
 """Configuration of FlexAR and GridAR."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_utils import ImagePriorConfig
@@ -90,6 +92,14 @@ class FlexARConfig(ImagePriorConfig):
         for name in ("qk_norm", "cross_qk_norm"):
             if getattr(self, name) is not None and getattr(self, name) not in NORMS:
                 raise ValueError(f"{name} must be None or one of {NORMS}, got {getattr(self, name)!r}.")
+
+    def validate_token_grid(self) -> None:
+        """Raises a ValueError where the grid of "sincos_2d" has another number of points than there are tokens."""
+        if self.positions == "sincos_2d" and math.prod(self.token_grid) != self.num_image_tokens:
+            raise ValueError(
+                f"token_grid {tuple(self.token_grid)} has {math.prod(self.token_grid)} points, there are "
+                f"num_image_tokens={self.num_image_tokens}."
+            )
 
     @property
     def ffn_size(self) -> int:
