@@ -52,6 +52,7 @@ def load_strictly(model_class: Any, source: str, kwargs: dict[str, Any]) -> Any:
 
     loose, wanted = kwargs.get("ignore_mismatched_sizes", False), kwargs.pop("output_loading_info", False)
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all problems are told at once
+    _check_safetensors(source, kwargs)
     try:
         model, info = model_class.from_pretrained(source, **{**kwargs, **told})
     except SafetensorError as error:
@@ -72,6 +73,20 @@ def load_strictly(model_class: Any, source: str, kwargs: dict[str, Any]) -> Any:
     if problems and not loose:
         raise ValueError(f"{source} does not fit {model_class.__name__}. {'; '.join(problems)}.")
     return (model, info) if wanted else model
+
+
+def _check_safetensors(source: str, kwargs: dict[str, Any]) -> None:
+    """
+    Our checkpoints are safetensors files; a pickle under one of our configurations is not ours.
+
+    Raises:
+        OSError: where there are none. (transformers would try a pickle, or ask a web service to convert it.)
+    """
+    hub, _ = split_hub_arguments(kwargs)
+    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    names = (f"model{variant}.safetensors", f"model.safetensors.index{variant}.json")
+    if not any(fetch(source, name, **hub) for name in names):
+        raise OSError(f"{source} holds no {names[0]}; under its own configurations hf_vistok loads nothing else.")
 
 
 class AutoImageTokenizer(_Auto):

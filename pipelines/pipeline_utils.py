@@ -1,6 +1,7 @@
 """What all pipelines share: loading (our folders, embedded ids, original checkpoints), checks, the dispatcher."""
 
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,36 @@ LOADABLE_CLASSES.setdefault("hf_vistok", {})
 # and a loader per component for ids and folders that are no pipelines. `pipelines/` itself never imports the face.
 LOADERS: dict[str, Callable[..., Any]] = {}
 
+LIBRARIES = ("hf_vistok", "diffusers", "transformers")  # whose classes a model_index.json may name
+DOWNLOAD = ("cache_dir", "local_files_only", "token", "revision")
+
 GeneratorArgument = torch.Generator | list[torch.Generator] | None
+
+
+def index_path(source: str, kwargs: dict[str, Any]) -> str | None:
+    """Where a folder's or repository's model_index.json lies on this disk; None where there is none."""
+    hub = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
+    return LOADERS["fetch"](source, "model_index.json", **hub)
+
+
+def read_index(source: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    The content of a model_index.json, None where there is none.
+
+    Raises:
+        ValueError: where it is no JSON object.
+    """
+    path = index_path(source, kwargs) if "fetch" in LOADERS else None
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            index = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{source}: model_index.json is not valid JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{source}: model_index.json should hold a JSON object.")
+    return index
 
 
 class ImageTokenPipeline(DiffusionPipeline):
@@ -41,8 +71,10 @@ class ImageTokenPipeline(DiffusionPipeline):
         source = LOADERS.get("resolve", lambda name, revision=None: name)(source, kwargs.get("revision"))
         kwargs = cls._load_named_components(kwargs)
         if cls._is_pipeline(source, kwargs):
+            cls._check_index(source, kwargs)
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", torch.float32)
+            kwargs.setdefault("use_safetensors", True)  # never a pickle
             return super().from_pretrained(source, **kwargs)
         return cls._from_original(source, kwargs)
 
@@ -62,10 +94,30 @@ class ImageTokenPipeline(DiffusionPipeline):
 
     @staticmethod
     def _is_pipeline(source: str, kwargs: dict[str, Any]) -> bool:
-        if "fetch" not in LOADERS:
-            return True
-        hub = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token", "revision") if name in kwargs}
-        return LOADERS["fetch"](source, "model_index.json", **hub) is not None
+        return "fetch" not in LOADERS or index_path(source, kwargs) is not None
+
+    @classmethod
+    def _check_index(cls, source: str, kwargs: dict[str, Any]) -> None:
+        """
+        Looks at model_index.json before diffusers imports what it names.
+
+        Raises:
+            ValueError: for a component of another library, a module path, or something that is no pair of names.
+        """
+        index = read_index(source, kwargs)
+        if index is None:
+            return
+        given = {name for name, value in kwargs.items() if value is not None}
+        for name, value in index.items():
+            if name.startswith("_") or name in given or not isinstance(value, (list, tuple)):
+                continue
+            names = [part for part in value if part is not None]
+            plain = all(isinstance(part, str) and part.isidentifier() for part in names)
+            if len(value) != 2 or not plain or (names and value[0] not in LIBRARIES):
+                raise ValueError(
+                    f"{source}: model_index.json names {value} as its {name}; components come from "
+                    f"{', '.join(LIBRARIES)}, by the name of a class. Nothing was loaded."
+                )
 
     @classmethod
     def _from_original(cls, source: str, kwargs: dict[str, Any]) -> "ImageTokenPipeline":
@@ -106,8 +158,9 @@ class ImageTokenPipeline(DiffusionPipeline):
         unknown = [name for name in names if name not in values]
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; there are {list(values)}.")
-        time = step if timestep is None else timestep
-        return callback(self, step, time, {name: values[name] for name in names}) or {}
+        return (
+            callback(self, step, step if timestep is None else timestep, {name: values[name] for name in names}) or {}
+        )
 
 
 def check_codebooks(prior: Any, image_tokenizer: Any) -> None:
@@ -137,18 +190,14 @@ class VisTokPipeline(ImageTokenPipeline):
             OSError: where there is no model_index.json.
             ValueError: where it names a class that is not one of ours.
         """
-        import json
-
         if "fetch" not in LOADERS:
             raise RuntimeError("Import it as `from hf_vistok import VisTokPipeline`.")
         resolved = LOADERS["resolve"](source, kwargs.get("revision"))
-        hub = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token", "revision") if name in kwargs}
-        path = LOADERS["fetch"](resolved, "model_index.json", **hub)
-        if path is None:
+        index = read_index(resolved, kwargs)
+        if index is None:
             raise OSError(f"{source} has no model_index.json: it is no pipeline's folder.")
-        with open(path, encoding="utf-8") as file:
-            name = json.load(file).get("_class_name")
-        found = LOADERS["pipeline_class"](name)
+        name = index.get("_class_name")
+        found = LOADERS["pipeline_class"](name) if isinstance(name, str) else None
         if found is None:
             raise ValueError(f"{source} holds a {name!r}, which is no pipeline of hf_vistok.")
         return found.from_pretrained(source, **kwargs)

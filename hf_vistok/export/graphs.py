@@ -27,7 +27,7 @@ class Graph:
         inputs: name -> example, batch first.
         outputs: names.
         lengths: further axes that vary: input -> {axis: name}.
-        least: the smallest size of such an axis, by its name; 1 by default.
+        bounds: the smallest and largest size of such an axis, by its name; 1 and any by default.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     lengths: dict[str, dict[int, str]] = field(default_factory=dict)
-    least: dict[str, int] = field(default_factory=dict)
+    bounds: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):
@@ -198,7 +198,14 @@ def tokenizer_graphs(model: Any) -> Iterator[Graph]:
     inputs = {"tokens": encoded.token_ids if model.is_discrete else encoded.latents}
     if model.is_prefix_ordered and model.mask_mode in ("attention", "token"):
         inputs["token_mask"] = torch.ones(inputs["tokens"].shape[:2], dtype=torch.bool)
-    yield Graph("decoder", Decoder(model), inputs, ("sample",))
+    yield Graph("decoder", Decoder(model), inputs, ("sample",), bounds=batch_bounds(model))
+
+
+def batch_bounds(module: nn.Module) -> dict[str, tuple[int, int | None]]:
+    """diffusers' upsampling takes another path from 64 pictures on: a graph holds one path."""
+    from diffusers.models.upsampling import Upsample2D
+
+    return {"batch": (1, 63)} if any(isinstance(part, Upsample2D) for part in module.modules()) else {}
 
 
 def flextok_graphs(model: Any) -> Iterator[Graph]:
@@ -227,7 +234,7 @@ def flow_graphs(transformer: Any, vae: Any) -> Iterator[Graph]:
         inputs["text_null_mask"] = torch.arange(BATCH) > 0
     text = {name: {1: "text"} for name in ("encoder_hidden_states", "encoder_attention_mask") if name in inputs}
     yield Graph("transformer", Velocity(transformer), inputs, ("velocity",), text)
-    yield Graph("vae_decoder", VaeDecoder(vae), {"latents": latents}, ("sample",))
+    yield Graph("vae_decoder", VaeDecoder(vae), {"latents": latents}, ("sample",), bounds=batch_bounds(vae))
 
 
 def ar_graphs(prior: Any) -> Iterator[Graph]:
@@ -249,8 +256,8 @@ def ar_graphs(prior: Any) -> Iterator[Graph]:
     # one position more than the condition has: a size that may not vary would be baked in
     past = {name: torch.cat([x, x[:, :, :, :1]], 3) for name, x in (("keys", keys), ("values", values))}
     ids = torch.arange(BATCH)[:, None] % prior.codebook_size
-    lengths, least = {"keys": {3: "past"}, "values": {3: "past"}}, {"past": keys.shape[3]}
-    yield Graph("prior_step", Step(prior), {"token_ids": ids, **past, **condition}, outputs, lengths, least)
+    lengths, bounds = {"keys": {3: "past"}, "values": {3: "past"}}, {"past": (keys.shape[3], None)}
+    yield Graph("prior_step", Step(prior), {"token_ids": ids, **past, **condition}, outputs, lengths, bounds)
 
 
 def condition_example(prior: Any) -> dict[str, Tensor]:
@@ -269,13 +276,16 @@ def pipeline_graphs(pipe: Any) -> Iterator[Graph]:
     """The graphs of a pipeline's components."""
     parts = {name: part for name, part in pipe.components.items() if part is not None}
     if "text_encoder" in parts:
-        length = getattr(parts.get("prior"), "text_length", None) or 16
+        config = parts["text_encoder"].config
+        most = getattr(config, "max_length", None) or getattr(config, "max_position_embeddings", None)
+        length = min(getattr(parts.get("prior"), "text_length", None) or 16, most or 16)
         ids = torch.arange(BATCH * length).view(BATCH, length) % 7 + 1
         mask = torch.ones_like(ids)
         outputs = ("last_hidden_state", "pooler_output")
         inputs = {"input_ids": ids, "attention_mask": mask}
         lengths = {"input_ids": {1: "text"}, "attention_mask": {1: "text"}}
-        yield Graph("text_encoder", TextEncoder(parts["text_encoder"]), inputs, outputs, lengths)
+        bounds = {"text": (1, most)}
+        yield Graph("text_encoder", TextEncoder(parts["text_encoder"]), inputs, outputs, lengths, bounds)
     if "prior" in parts:
         yield from graphs_of(parts["prior"])
     if "image_tokenizer" in parts:

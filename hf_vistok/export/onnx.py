@@ -57,10 +57,9 @@ def export_onnx(model: Any, folder: str | os.PathLike) -> list[str]:
     require_onnx()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.to("cpu", torch.float32)
     for part in getattr(model, "components", {"": model}).values():
         if isinstance(part, torch.nn.Module):
-            part.eval()
+            part.eval().to("cpu", None if part.dtype == torch.float32 else torch.float32)
     graphs = {}
     for graph in graphs_of(model):
         path = folder / f"{graph.name}.onnx"
@@ -92,10 +91,7 @@ def write_graph(graph: Graph, path: Path) -> None:
     for name in graph.inputs:
         batch = 1 if name in ("keys", "values") else 0
         named = {batch: "batch", **graph.lengths.get(name, {})}
-        dynamic[name] = {
-            axis: axes.setdefault(label, torch.export.Dim(label, min=graph.least.get(label, 1)))
-            for axis, label in named.items()
-        }
+        dynamic[name] = {axis: axes.setdefault(label, _dim(graph, label)) for axis, label in named.items()}
     by_position = ByPosition(graph.module, list(graph.inputs)).eval()
     shapes = {"inputs": tuple(dynamic[name] for name in graph.inputs)}
     program = torch.export.export(by_position, tuple(graph.inputs.values()), dynamic_shapes=shapes, strict=False)
@@ -104,6 +100,11 @@ def write_graph(graph: Graph, path: Path) -> None:
     )
     _name_axes(onnx_program, dynamic)
     onnx_program.save(str(path))
+
+
+def _dim(graph: Graph, label: str) -> Any:
+    least, most = graph.bounds.get(label, (1, None))
+    return torch.export.Dim(label, min=least, max=most)
 
 
 class ByPosition(torch.nn.Module):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
 
@@ -31,7 +32,13 @@ class Repo:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Serves `repos` ("models/user/name" -> Repo); `requests` logs (method, path); `cut` shortens files by path."""
+    """
+    Serves `repos` ("models/user/name" -> Repo) and logs (method, path) in `requests`.
+
+    Misbehaves on request: `cut` (path of a file -> bytes after which it hangs up), `delay` (seconds before an answer),
+    `broken` (pattern of a path -> status), `wrong` (pattern -> what it answers instead), `uploads_left` (large files
+    that it takes before it refuses). Names under "other/" belong to somebody else.
+    """
 
     daemon_threads = True
 
@@ -43,6 +50,8 @@ class FakeHub(ThreadingHTTPServer):
         self.cut: dict[str, int] = {}
         self.delay = 0.0
         self.broken: dict[str, int] = {}
+        self.wrong: dict[str, bytes] = {}
+        self.uploads_left: int | None = None
 
     @property
     def url(self) -> str:
@@ -105,6 +114,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path))
         url = urlparse(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
+        time.sleep(self.server.delay)
+        for pattern, content in self.server.wrong.items():
+            if re.search(pattern, path) and self.command != "HEAD":
+                self.body()
+                return self.answer(200, content, {"X-Repo-Commit": "0" * 40, "ETag": '"0"'})
         for pattern, status in self.server.broken.items():
             if re.search(pattern, path):
                 self.body()
@@ -123,6 +137,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self.authorised:
             return self.answer(401, {"error": "Invalid username or password."})
         name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+        if name.startswith("other/"):
+            return self.answer(403, {"error": "You don't have the rights to create a model under this namespace."})
         key = f"{wanted.get('type', 'model')}s/{name if '/' in name else 'tester/' + name}"
         exists = key in self.server.repos
         if not exists:
@@ -153,6 +169,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def put(self, query, oid) -> None:
         content = self.body()
+        if self.server.uploads_left is not None:
+            if self.server.uploads_left == 0:
+                return self.answer(400, {"error": "no more today"})
+            self.server.uploads_left -= 1
         good = hashlib.sha256(content).hexdigest() == oid
         if good:
             self.server.blobs[oid] = content
@@ -166,6 +186,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self.authorised:
             return self.answer(403, {"error": "You have no write access."})
         base = repo.resolve(revision)
+        if base is None:
+            return self.missing("RevisionNotFound")
         files = dict(repo.commits[base])
         for line in lines:
             value = line["value"]
@@ -180,6 +202,16 @@ class Handler(BaseHTTPRequestHandler):
         sha = repo.commit(files, ref)
         number = {"pullRequestUrl": f"{self.server.url}/{name}/discussions/{len(repo.refs) - 1}"} if request else {}
         return self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{sha}", "commitOid": sha, **number})
+
+    def branch(self, query, kind, name, revision) -> None:
+        self.body()
+        repo = self.repo(kind, name)
+        if repo is None:
+            return None
+        exists = revision in repo.refs
+        if not exists:
+            repo.refs[revision] = repo.refs["main"]
+        return self.answer(409 if exists else 200, {})
 
     def info(self, query, kind, name, revision="main") -> None:
         repo = self.repo(kind, name)
@@ -252,6 +284,7 @@ ROUTES = [
     ("POST", rf"/(?:spaces/|datasets/)?{NAME}\.git/info/lfs/objects/batch", "lfs"),
     ("PUT", r"/_lfs/(?P<oid>\w+)", "put"),
     ("POST", rf"/api/{KIND}/{NAME}/commit/{REVISION}", "commit"),
+    ("POST", rf"/api/{KIND}/{NAME}/branch/{REVISION}", "branch"),
     ("GET", rf"/api/{KIND}/{NAME}", "info"),
     ("GET", rf"/api/{KIND}/{NAME}/revision/{REVISION}", "info"),
     ("GET", rf"/api/{KIND}/{NAME}/tree/{REVISION}(?:/(?P<folder>.*))?", "tree"),
