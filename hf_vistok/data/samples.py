@@ -19,17 +19,19 @@ class Samples:
         captions: "" where there is none.
         records: of the emoji set: style and tags besides the name.
         token_mask: bool of the shape of ids, where their number differs between pictures.
+        labels: int64 classes `(B,)`.
     """
 
     images: np.ndarray
     captions: list[str]
     records: list[Record] | None = None
     token_mask: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __getitem__(self, part: slice) -> "Samples":
         """Some of the samples."""
-        mask = None if self.token_mask is None else self.token_mask[part]
-        return Samples(self.images[part], self.captions[part], self.records and self.records[part], mask)
+        mask, labels = (None if x is None else x[part] for x in (self.token_mask, self.labels))
+        return Samples(self.images[part], self.captions[part], self.records and self.records[part], mask, labels)
 
 
 @dataclass

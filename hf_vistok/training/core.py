@@ -35,13 +35,24 @@ from .checkpoint import (
     unpack_optimizer,
     write_folder,
 )
+from .lora import add_lora
 from .optim import MovingAverage, learning_rate_factor, make_optimizer
 from .recipe import OptimizerRecipe, Recipe, RecipeError, differences, parse_recipe
 from .report import CodebookMeter, JsonLog, Progress, save_sheet
 from .stages import Batch, build_stage
 
 # what a resumed run may change without becoming another run
-FREE_KEYS = ("name", "output", "log.", "steps", "micro_batch_size", "validation", "precision", "model.init_from")
+FREE_KEYS = (
+    "name",
+    "output",
+    "start_from",
+    "log.",
+    "steps",
+    "micro_batch_size",
+    "validation",
+    "precision",
+    "model.init_from",
+)
 
 
 class Trainer:
@@ -77,6 +88,8 @@ class Trainer:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self._split_batch()
         self.stage = build_stage(recipe, self.device)
+        if recipe.model.lora is not None:
+            add_lora(self.stage.model, recipe.model.lora, recipe.seed)
         self.order = (
             None if isinstance(self.stage.data, StreamSource) else EpochOrder(len(self.stage.data), recipe.seed)
         )
@@ -139,6 +152,7 @@ class Trainer:
         if resume in ("auto", "never"):
             last = newest(self.states_folder, self._say)
             if last is None:
+                self._start_from()
                 return
             path, tensors, state = last
         else:
@@ -149,20 +163,36 @@ class Trainer:
             raise RecipeError(
                 f"{self.output} went on to {found[-1].name}; to branch off {path}, choose another --output."
             )
-        try:
-            for name, module in self.stage.modules.items():
-                module.load_state_dict(tensors[name])
-                unpack_optimizer(self.optimizers[name], tensors[f"{name}_optimizer"])
-            self.ema.tensors = {k: v.to(self.device) for k, v in tensors["ema"].items()}
-            self.stage.load_state(tensors.get("stage", {}))
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit this recipe: {error}") from error
+        self._load(path, tensors)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
         if self.recipe.precision == "auto":
             self.precision = state["precision"]
         if state["world_size"] != self.accelerator.num_processes:
             self._say(f"was trained on {state['world_size']} processes, goes on with {self.accelerator.num_processes}")
         self._say(f"resumed {path.name}")
+
+    def _load(self, path: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
+        try:
+            for name, module in self.stage.modules.items():
+                module.load_state_dict(tensors[name])
+                unpack_optimizer(self.optimizers[name], tensors[f"{name}_optimizer"])
+            self.ema.tensors = {k: v.to(self.device) for k, v in tensors["ema"].items()}
+            self.stage.load_state(tensors.get("stage", {}))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not fit this recipe: {error}") from error
+
+    def _start_from(self) -> None:
+        """Fine-tuning with everything that another run had: discriminator and optimizers too."""
+        if self.recipe.start_from is None:
+            return
+        path = Path(self.recipe.start_from)
+        if not (path / "state.json").is_file():
+            found = states(path / "states")
+            if not found:
+                raise CheckpointError(f"recipe.start_from: {path} is no training state and holds none.")
+            path = found[-1]
+        self._load(path, read_folder(path)[0])
+        self._say(f"starts from {path}")
 
     def _check_same_recipe(self, path: Path, old: dict[str, Any]) -> None:
         with suppress(RecipeError):  # keys that came later have their defaults
@@ -427,8 +457,10 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.step:08d}.png"
         with self.ema.applied(self.stage.model) as model:
-            save_sheet(path, self.stage.sheet(model), zoom=2)
-        show_sheet(self.accelerator, path, self.step)
+            rows = self.stage.sheet(model)
+        if rows:
+            save_sheet(path, rows, zoom=2)
+            show_sheet(self.accelerator, path, self.step)
 
     # ------------------------------------------------------------------ signals
 

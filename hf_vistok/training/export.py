@@ -1,5 +1,6 @@
 """From a run to a checkpoint that `from_pretrained` loads."""
 
+import copy
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..provenance import training_provenance, write_provenance
 from .checkpoint import BEST, CheckpointError, read_folder, states
+from .lora import load_weights
 from .recipe import parse_recipe
 from .stages import build_model
 
@@ -44,13 +46,19 @@ def load_trained(run: Path) -> tuple[PreTrainedModel, dict]:
     folder = state_folder(run)
     tensors, state = read_folder(folder)
     recipe = parse_recipe(state["recipe"])
-    model = build_model(recipe.model, recipe.seed)
-    model.load_state_dict(tensors["ema"])
+    if recipe.stage in ("token_prior", "latent_flow"):
+        from .stages_tokens import load_token_model
+
+        return load_token_model(tensors["ema"], recipe), state
+    model = load_weights(build_model(recipe.model, recipe.seed), tensors["ema"], recipe.model.lora)
     return model.eval(), state
 
 
 def save_half(model: PreTrainedModel, folder: Path) -> None:
     """Saves a float32 model with float16 tensors and `"dtype": "float32"`: small on disk, fast on a CPU."""
+    if not isinstance(model, PreTrainedModel):  # of diffusers
+        copy.deepcopy(model).half().save_pretrained(folder)
+        return
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=tensors)
 
@@ -75,7 +83,8 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     scratch.mkdir(parents=True)
     try:
         save_half(model, scratch)
-        _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
+        if hasattr(model, "decode"):
+            _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
         (scratch / "train_log.jsonl").write_text(short_log(run / "log.jsonl"))
         write_provenance(scratch, training_provenance(state))
         if card is not None:

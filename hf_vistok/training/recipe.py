@@ -18,6 +18,26 @@ class RecipeError(ValueError):
 
 
 @dataclass
+class LoraRecipe:
+    """
+    Low-rank updates (LoRA, arXiv 2106.09685) in place of training all weights.
+
+    Args:
+        rank: of the updates.
+        alpha: their scale is alpha / rank; twice the rank by default.
+        dropout: on their inputs.
+        targets: parts of names of linear layers that get one; by default all inside repeated blocks.
+        train: parts of names of further parameters that train in full.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: list[str] | None = None
+    train: list[str] = field(default_factory=list)
+
+
+@dataclass
 class ModelRecipe:
     """
     The model to train.
@@ -27,12 +47,14 @@ class ModelRecipe:
         config: fields of its configuration that differ from the defaults.
         init_from: a checkpoint (folder or id) to continue from, in place of `type` and `config`.
         identity_convs: names of convolutions that start as the identity.
+        lora: train low-rank updates beside frozen weights.
     """
 
     type: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     init_from: str | None = None
     identity_convs: list[str] = field(default_factory=list)
+    lora: LoraRecipe | None = None
 
 
 @dataclass
@@ -197,10 +219,13 @@ class Recipe:
         model: what to train.
         steps: optimizer steps.
         batch_size: pictures of one step, over all processes.
-        micro_batch_size: pictures of one forward pass on one process; None for its whole share.
+        micro_batch_size: pictures of one forward pass on one process; None for its whole share. What a model draws
+            itself (dropout) depends on it: fix it where runs on different numbers of processes should be the same.
         seed: of every draw.
         precision: "float32", "bfloat16", or "auto": both are timed at the start and the faster one is taken.
         output: folder of the run.
+        start_from: a training state, or a run's folder, whose weights, discriminator and optimizer statistics this run
+            begins with, at step 0.
     """
 
     stage: str
@@ -216,6 +241,7 @@ class Recipe:
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     output: str | None = None
+    start_from: str | None = None
 
 
 @dataclass
@@ -227,12 +253,15 @@ class TokenizerRecipe(Recipe):
         l1_weight: of the mean absolute error in [0, 1] pixels, beside the model's own reconstruction term.
         perceptual, adversarial: further terms on the reconstruction.
         prefix: lengths of prefix-ordered tokenizers; None leaves them to the model.
+        teachers: frozen vision models (ids or folders of transformers) whose features the model's own alignment terms
+            want, in the order of its `forward`.
     """
 
     l1_weight: float = 0.0
     perceptual: PerceptualRecipe = field(default_factory=PerceptualRecipe)
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
     prefix: PrefixRecipe | None = None
+    teachers: list[str] | None = None
 
 
 @dataclass
@@ -343,7 +372,28 @@ class ChainRecipe:
 CHAIN_STAGES = ("vae", "flow_tokenizer", "prior")
 
 
+@dataclass
+class TokenPriorRecipe(Recipe):
+    """
+    Any prior on a set of ids (`data.kind: tokens`), with its own loss.
+
+    Args:
+        labels: "folder": the class of a picture is the rank of its folder's name; None for no classes.
+        tokenizer: checkpoint that decodes sheets; None for no sheets.
+    """
+
+    labels: Literal["folder"] | None = None
+    tokenizer: str | None = None
+
+
+@dataclass
+class LatentFlowRecipe(TokenPriorRecipe):
+    """Any class-conditional flow transformer on a set of latents (`data.kind: tokens`), with its own loss."""
+
+
 STAGES: dict[str, type[Recipe]] = {
+    "token_prior": TokenPriorRecipe,
+    "latent_flow": LatentFlowRecipe,
     "tokenizer": TokenizerRecipe,
     "vae": TokenizerRecipe,
     "flow_tokenizer": FlowTokenizerRecipe,

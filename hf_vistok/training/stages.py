@@ -22,6 +22,7 @@ from .discriminator import PatchDiscriminator
 from .losses import LeCam, generator_loss, hinge_discriminator_loss
 from .perceptual import build_network, perceptual_distance
 from .recipe import DataRecipe, ModelRecipe, PrefixRecipe, Recipe, RecipeError, TokenizerRecipe
+from .teachers import VisionTeacher, check_teachers, teacher_kwargs
 
 Batch = dict[str, Any]
 
@@ -141,6 +142,7 @@ class TokenizerStage:
         self.validation = self._validation_images()
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.perceptual = None
+        self.teachers = [VisionTeacher.from_pretrained(source).to(device) for source in recipe.teachers or ()]
         if recipe.perceptual.weight:
             perceptual = recipe.perceptual
             self.perceptual = build_network(perceptual.network, perceptual.weights, perceptual.heads).to(device)
@@ -152,6 +154,11 @@ class TokenizerStage:
             raise RecipeError(
                 f"{type(self.model).__name__} decodes to {self.model.decodes_to}; this stage needs pixels."
             )
+        if self.recipe.teachers:
+            try:
+                check_teachers(self.model, len(self.recipe.teachers))
+            except ValueError as error:
+                raise RecipeError(f"recipe.teachers: {error}") from error
         if self.recipe.prefix and not self.model.is_prefix_ordered:
             raise RecipeError(f"recipe.prefix: the tokens of {type(self.model).__name__} are not ordered by prefix.")
 
@@ -225,6 +232,8 @@ class TokenizerStage:
         if objective == "discriminator":
             return self._discriminator_loss(modules["discriminator"], batch)
         inputs = {"pixel_values": self.model.normalize_pixels(batch["pixels"])}
+        if self.teachers:
+            inputs |= teacher_kwargs(self.model, self.teachers, batch["pixels"])
         if "num_tokens" in batch:
             inputs["num_tokens"] = batch["num_tokens"]
         output = modules["model"](**inputs)
@@ -294,6 +303,8 @@ class TokenizerStage:
 
 
 STAGE_CLASSES = {
+    "token_prior": "stages_tokens:TokenPriorStage",
+    "latent_flow": "stages_tokens:LatentFlowStage",
     "tokenizer": "stages:TokenizerStage",
     "vae": "stages:TokenizerStage",
     "flow_tokenizer": "stages_flow:FlowTokenizerStage",
