@@ -116,3 +116,22 @@ def axial_rotation(
     if inside is not None:
         cos, sin = cos * inside[:, None], sin * inside[:, None]
     return lambda heads: apply_rotary(heads, cos, sin)
+
+
+def rotate_adjacent(x: Tensor, angles: Tensor) -> Tensor:
+    """
+    `x cos + turn(x) sin` with an angle for each channel and not for each pair, in float32 (RecTok).
+
+    Where the two angles of a pair differ this is no rotation: lengths change.
+
+    Args:
+        x: `(B, H, N, d)`.
+        angles: `(N, d)`, or anything that broadcasts to `(B, H, N, d)`.
+
+    Returns:
+        `(B, H, N, d)` in the dtype of `x`.
+    """
+    wide = x.float()
+    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], -1).flatten(-2)
+    return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
