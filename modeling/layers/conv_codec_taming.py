@@ -93,6 +93,15 @@ class TamingMiddle(nn.Module):
         return self.block2(x)
 
 
+def attention_levels(attention: bool | Sequence[bool], count: int) -> list[bool]:
+    """One flag per level, fine to coarse: a bare flag is that of the coarsest level."""
+    if isinstance(attention, bool):
+        return [False] * (count - 1) + [attention]
+    if len(attention) != count:
+        raise ValueError(f"attention must be one flag, or one for each of {count} levels, got {len(attention)}.")
+    return list(attention)
+
+
 class TamingEncoder(nn.Module):
     """
     Pixels to features.
@@ -103,8 +112,9 @@ class TamingEncoder(nn.Module):
         channel_mult: one factor per level, fine to coarse; every level but the last halves the picture.
         num_res_blocks: per level.
         z_channels: width of the output; None leaves `norm_out` and `conv_out` away (families with heads of their own).
-        attention: whether the coarsest level and the middle have attention (GigaTok: not).
-        mid_attention: of the middle, where it differs.
+        attention: whether the coarsest level and the middle have attention (GigaTok: not); or one flag per level, fine
+            to coarse.
+        mid_attention: of the middle, where it differs; True where there is a flag per level.
         groups: of the GroupNorms.
         dropout: in residual blocks.
         out_kernel: kernel size of `conv_out`.
@@ -118,24 +128,24 @@ class TamingEncoder(nn.Module):
         num_res_blocks: int,
         z_channels: int | None,
         *,
-        attention: bool = True,
+        attention: bool | Sequence[bool] = True,
         mid_attention: bool | None = None,
         groups: int = 32,
         dropout: float = 0.0,
         out_kernel: int = 3,
     ) -> None:
         super().__init__()
-        options = {"groups": groups, "dropout": dropout}
+        options, flags = {"groups": groups, "dropout": dropout}, attention_levels(attention, len(channel_mult))
         self.conv_in = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         width, last = hidden_channels, len(channel_mult) - 1
         for i, mult in enumerate(channel_mult):
             out = hidden_channels * mult
-            self.down.append(TamingLevel(width, out, num_res_blocks, attention=attention and i == last, **options))
+            self.down.append(TamingLevel(width, out, num_res_blocks, attention=flags[i], **options))
             width = out
             if i < last:
                 self.downsample.append(nn.Conv2d(width, width, 3, stride=2))
-        self.mid = TamingMiddle(width, attention=attention if mid_attention is None else mid_attention, **options)
+        self.mid = TamingMiddle(width, attention=bool(attention) if mid_attention is None else mid_attention, **options)
         self.norm_out = self.conv_out = None
         if z_channels is not None:
             self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
@@ -167,20 +177,20 @@ class TamingDecoder(nn.Module):
         num_res_blocks: int,
         z_channels: int,
         *,
-        attention: bool = True,
+        attention: bool | Sequence[bool] = True,
         mid_attention: bool | None = None,
         groups: int = 32,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        options = {"groups": groups, "dropout": dropout}
+        options, flags = {"groups": groups, "dropout": dropout}, attention_levels(attention, len(channel_mult))
         width = hidden_channels * channel_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = TamingMiddle(width, attention=attention if mid_attention is None else mid_attention, **options)
+        self.mid = TamingMiddle(width, attention=bool(attention) if mid_attention is None else mid_attention, **options)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for i, mult in enumerate(reversed(channel_mult)):
             out = hidden_channels * mult
-            self.up.append(TamingLevel(width, out, num_res_blocks + 1, attention=attention and i == 0, **options))
+            self.up.append(TamingLevel(width, out, num_res_blocks + 1, attention=flags[-1 - i], **options))
             width = out
             if i < len(channel_mult) - 1:
                 self.upsample.append(nn.Conv2d(width, width, 3, padding=1))
