@@ -176,3 +176,30 @@ def test_clear_errors(tmp_path):
     model = TINY["restok"]()
     with pytest.raises(ValueError, match="must have shape"):
         model(pictures(), **teacher_kwargs(model, [teacher], pictures()))
+
+
+def test_a_recipe_names_its_teachers(tmp_path):
+    from hf_vistok.training.core import Trainer
+    from hf_vistok.training.recipe import RecipeError, parse_recipe
+
+    from .test_training import make_pictures
+    from .tiny_restok import SIZES as RESTOK
+
+    folder = str(make_pictures(tmp_path / "pictures"))
+    values = {
+        "stage": "tokenizer",
+        "name": "taught",
+        "model": {"type": "vistok_restok", "config": {**RESTOK, "alignment_dim": 16}},
+        "data": {"kind": "folder", "path": folder},
+        "steps": 2,
+        "batch_size": 2,
+        "precision": "float32",
+        "log": {"every": 1, "evaluate": 100, "sheets": 100, "checkpoints": 2},
+        "teachers": [save("dinov3", tmp_path / "teacher")],
+    }
+    Trainer(parse_recipe(values), tmp_path / "run", quiet=True).run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("decoder_alignment_loss" in line for line in lines)
+    wrong = {**values, "teachers": values["teachers"] * 2}
+    with pytest.raises(RecipeError, match=r"recipe.teachers: .* 1 teacher\(s\), got 2"):
+        Trainer(parse_recipe(wrong), tmp_path / "wrong", quiet=True)
