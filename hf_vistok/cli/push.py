@@ -88,7 +88,7 @@ def run_files(folder: Path) -> dict[str, Path | bytes]:
     if not found:
         raise CheckpointError(f"{folder} holds no training state.")
     read_folder(found[-1])  # a damaged state is not worth its upload
-    parts = [found[-1], folder / "best"]
+    parts = [found[-1], folder / "best", folder / "assets"]
     files: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for part in parts
