@@ -43,6 +43,9 @@ CSS = """
 .chips label.selected { background: var(--color-accent); color: white; }
 .chips label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .chips label span { margin-left: 0; }
+.facts td + td, .facts th { white-space: nowrap; }
+.strip .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+.strip .gallery-item, .strip .thumbnail-item { min-width: 0 !important; width: 100% !important; }
 .strip .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .mono textarea, .mono input { font-family: var(--font-mono); font-size: var(--text-sm); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible {
@@ -56,7 +59,6 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
   .sides > .column { display: contents; }
   .sides > *, .sides > .column > * { min-width: 0 !important; width: 100%; max-width: 100%; }
   .strip .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-  .strip .gallery-item, .strip .thumbnail-item { min-width: 0 !important; width: 100% !important; }
   .facts th, .facts td { padding: 0.4rem 0.3rem !important; }
   .first { order: -1; }
   .later { order: 1; }
