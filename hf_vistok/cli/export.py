@@ -29,8 +29,12 @@ def export(
         from hf_vistok.export.onnx import export_onnx, require_onnx
 
         require_onnx()
+        model = load_any(source, options)
         with new_folder(output, overwrite, MARKS) as scratch:
-            written = export_onnx(load_any(source, options), scratch)
+            written = export_onnx(model, scratch)
+            processor = None if hasattr(model, "components") else load_processor(source, model, options)
+            if processor is not None:
+                processor.save_pretrained(scratch)
         note(f"wrote {output}: {', '.join(written)}")
         return
     from hf_vistok.export.code import export_code

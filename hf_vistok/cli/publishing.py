@@ -248,8 +248,8 @@ def render(
 
     paper = f", [arXiv {family.paper}](https://arxiv.org/abs/{family.paper})" if family and family.paper else ""
     summary = f"A {type(model).__name__} of hf_vistok{f' ({family.title}{paper})' if family else ''}."
-    condition = "prompt" if task_of(kind, model) == "text-to-image" else "class_labels=[0]"
-    condition = '"a red apple"' if condition == "prompt" and kind == "pipeline" else condition
+    texts = {"pipeline": '"a red apple"', "prior": "encoder_hidden_states=states"}
+    condition = texts.get(kind, "") if head["pipeline_tag"] == "text-to-image" else "class_labels=[0]"
     card = ModelCard.from_template(
         ModelCardData(**head),
         template_path=str(TEMPLATE),
