@@ -53,7 +53,7 @@ def _facts(drawing: Drawing, wish: Wish) -> str:
         return f"{written} of {wish.tokens} tokens ..."
     size = -(-written * bits // 8)
     unknown = strange_words(wish.prompt, pipeline().tokenizer)
-    hint = f" · words it never saw in training: {', '.join(unknown[:5])}" if unknown else ""
+    hint = f" · not in its vocabulary: {', '.join(unknown[:5])}" if unknown else ""
     return f"{written} tokens · {size} bytes a picture · {drawing.seconds:.1f} s{hint}"
 
 
@@ -76,7 +76,7 @@ def generate(
     Draw pictures of a text; each answer of the stream is sharper than the one before.
 
     Args:
-        prompt: What to draw, in a few English words, for example "a red apple". At most 300 characters.
+        prompt: What to draw, in a few English words, for example "red apple". At most 300 characters.
         style: Drawing style, or "Any".
         seed: Seed of the first picture; the next ones have seed + 1, seed + 2, ...; a seed gives the same picture.
         pictures: Number of pictures, 1 to 8.
@@ -110,7 +110,7 @@ def draw_tokens(
 
     Args:
         tokens: Whole numbers with blanks between them, one line a picture, all lines equally long.
-        prompt: The text that the decoder sees beside the tokens.
+        prompt: The text that the decoder sees beside the tokens; none by default.
         style: Drawing style, or "Any".
         seed: Seed of the decoder's noise for the first picture.
         guidance: How closely the drawing follows the tokens, 0 to 20; 1 is no guidance.
@@ -121,7 +121,7 @@ def draw_tokens(
         What was drawn.
     """
     rows = parse_ids(tokens)
-    wish = checked(Wish(prompt, style, seed, len(rows), len(rows[0]), 1.0, guidance, steps))
+    wish = checked(Wish(prompt, style, seed, len(rows), len(rows[0]), 1.0, guidance, steps), prompt_needed=False)
     drawing = redraw(rows, wish)
     return _gallery(drawing, wish.seed), f"drawn from {len(rows[0])} given tokens · {drawing.seconds:.1f} s"
 

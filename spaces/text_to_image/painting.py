@@ -15,8 +15,14 @@ from hf_vistok.spaces.common import Lazy, number, own_file, whole_number
 MODEL = os.environ.get("HF_VISTOK_MODEL", "hf-vistok/emoji-64")
 MAX_PICTURES, MAX_STEPS, MAX_PROMPT, MAX_SEED, MAX_GUIDANCE = 8, 50, 300, 2**31 - 1, 20.0
 NO_STYLE = "Any"
-STYLES = {"Noto": "noto", "Noto classic": "noto v1", "Fluent": "fluent", "Fluent flat": "fluent flat"}
-PROMPTS = ("a red apple", "a smiling face", "a cat", "a blue car", "a yellow star", "a green tree")
+STYLES = {  # as they stand in the training texts, behind a comma
+    "Noto": "noto",
+    "Noto classic": "noto v1",
+    "Fluent": "fluent",
+    "Fluent flat": "fluent flat",
+    "Fluent 3D": "fluent 3d",
+}
+PROMPTS = ("red apple", "grinning face", "cat face", "strawberry", "rocket", "birthday cake", "blue car")
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,13 @@ def clean_prompt(text: Any) -> str:
     return kept
 
 
-def checked(wish: Wish) -> Wish:
+def checked(wish: Wish, prompt_needed: bool = True) -> Wish:
     """
     The wish with clean values.
+
+    Args:
+        wish: what was asked for.
+        prompt_needed: whether the prompt may not be empty.
 
     Raises:
         ValueError: for a value out of its range, naming it.
@@ -133,7 +143,7 @@ def checked(wish: Wish) -> Wish:
         raise ValueError(f"There is no style {str(wish.style)[:40]!r}; there are {', '.join((NO_STYLE, *STYLES))}.")
     most = limits().tokens
     return Wish(
-        prompt=clean_prompt(wish.prompt),
+        prompt=clean_prompt(wish.prompt) if prompt_needed or str(wish.prompt or "").strip() else "",
         style=wish.style,
         seed=whole_number("Seed", wish.seed, 0, MAX_SEED - MAX_PICTURES),
         pictures=whole_number("The number of pictures", wish.pictures, 1, MAX_PICTURES),
@@ -150,7 +160,7 @@ def prompt_of(wish: Wish) -> str:
 
 
 def strange_words(prompt: str, tokenizer: Any) -> list[str]:
-    """Words of a prompt that the text tokenizer has to spell out: none of its training texts had them."""
+    """Words of a prompt that are not in the vocabulary: the text tokenizer has to spell them out."""
     if tokenizer is None:
         return []
     words = dict.fromkeys("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
@@ -230,7 +240,7 @@ def redraw(rows: list[list[int]], wish: Wish) -> Drawing:
     pipe, start = pipeline(), time.monotonic()
     wish = Wish(**{**vars(wish), "pictures": len(rows)})
     output = pipe(
-        [prompt_of(wish)] * len(rows),
+        [prompt_of(wish)] * len(rows) if wish.prompt else None,
         prior_token_ids=torch.tensor(rows),
         num_tokens=len(rows[0]),
         guidance_scale=wish.guidance,
