@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import tempfile
 import threading
 import uuid
@@ -65,6 +66,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
   .last { order: 2; }
 }
 """
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.-]+/)+")
 log = logging.getLogger("hf_vistok.spaces")
 
 
@@ -168,8 +170,8 @@ def _as_message(error: Exception) -> gr.Error:
     """What a person sees of an error: the message of those that were foreseen, an apology for the others."""
     if isinstance(error, gr.Error):
         return error
-    if isinstance(error, (ValueError, OSError)) and str(error):
-        text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and str(error):
+        text = FOLDERS.sub("", " ".join(str(error).split()))  # where files lie here is nobody's business
         return gr.Error(html.escape(text[:400]), title="That did not work", print_exception=False)
     log.exception("unexpected error")
     text = "Something went wrong here, and it is not your fault. Please try once more."

@@ -47,30 +47,31 @@ def _chips(tokens: str, name: str, chosen: str | None) -> Any:
     return gr.update(choices=labels, value=keep)
 
 
+def _chosen(position: str | None) -> int:
+    if not position:
+        raise ValueError("Choose one of the tokens first.")
+    return int(position)
+
+
 @common.friendly
 def _try_another(tokens: str, position: str | None, name: str) -> tuple[Any, ...]:
     """A random id in the chosen place."""
-    if not position:
-        raise ValueError("Choose one of the tokens first.")
+    place = _chosen(position)
     new = random.randrange(bench.tokenizer(name).codebook)
-    before_after, change, facts, _ = replace_token(tokens, int(position), new, name)
+    before_after, change, facts, _ = replace_token(tokens, place, new, name)
     return new, before_after, change, facts
 
 
 @common.friendly
 def _replace(tokens: str, position: str | None, new: float, name: str) -> tuple[Any, ...]:
     """The id that was typed in the chosen place."""
-    if not position:
-        raise ValueError("Choose one of the tokens first.")
-    return replace_token(tokens, int(position), new, name)[:3]
+    return replace_token(tokens, _chosen(position), new, name)[:3]
 
 
 @common.friendly
 def _keep(tokens: str, position: str | None, new: float, name: str) -> str:
     """The tokens with the change."""
-    if not position:
-        raise ValueError("Choose one of the tokens first.")
-    return replace_token(tokens, int(position), new, name)[3]
+    return replace_token(tokens, _chosen(position), new, name)[3]
 
 
 def _note(text: str) -> None:

@@ -116,6 +116,7 @@ def test_draw_and_watch(text_space, visit):
     assert_fits(page)
 
 
+@pytest.mark.slow
 def test_copy_download_and_redraw(text_space, visit):
     page = visit(text_space[1], accept_downloads=True)
     draw_something(page)
@@ -149,6 +150,7 @@ def test_a_damaged_link_says_so(text_space, visit):
     page.get_by_text("This link is damaged").wait_for()
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_gets_a_message(text_space, visit):
     page = visit(text_space[1])
     page.wait_for_selector("#prompt")
@@ -241,6 +243,7 @@ def test_upload_and_slide(lab_space, visit, tmp_path):
     assert_fits(page)
 
 
+@pytest.mark.slow
 def test_replace_a_token(lab_space, visit):
     page = opened(visit, lab_space[1])
     open_tab(page, "Tokens")

@@ -171,6 +171,7 @@ def test_what_is_no_picture(lab_client, tmp_path, name, content, message):
     with pytest.raises(AppError) as caught:
         lab_client.predict(handle_file(str(tmp_path / name)), 4, BIG, api_name="/reconstruct")
     assert message in str(caught.value) and "Traceback" not in str(caught.value)
+    assert f"{name} is" in str(caught.value) and "/tmp" not in str(caught.value), "the name, not the place"
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(lab_client, tmp_path):
