@@ -90,6 +90,7 @@ class Adapter:
         missing: published checkpoints that cannot be loaded yet -> why.
         wrappers: keys under which pickled checkpoints keep their tensors, the preferred first.
         config_files, weight_files: names to look for in a folder or repository.
+        is_base: whether other systems' configurations extend its own: it is asked after all others.
     """
 
     system: str
@@ -98,6 +99,7 @@ class Adapter:
     wrappers: tuple[str, ...] = ("ema", "model_ema", "state_dict", "model", "module")
     config_files: tuple[str, ...] = ("config.json", "config.yaml")
     weight_files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    is_base: bool = False
 
     def recognise(self, config: dict[str, Any]) -> str | None:
         """The component that a configuration in the authors' shape describes, or None where it is not theirs."""
@@ -158,7 +160,7 @@ def find_preset(name: str) -> tuple[Adapter, Preset]:
 
 def recognise(config: dict[str, Any]) -> tuple[Adapter, str] | None:
     """The adapter and the component of a configuration in some authors' shape."""
-    for adapter in all_adapters():
+    for adapter in sorted(all_adapters(), key=lambda adapter: adapter.is_base):
         component = adapter.recognise(config)
         if component is not None:
             return adapter, component

@@ -202,6 +202,7 @@ class TiTokAdapter(Adapter):
     """TiTok in its three modes, its priors, and MaskGIT-VQGAN."""
 
     system = "titok"
+    is_base = True
 
     def recognise(self, config: dict[str, Any]) -> str | None:
         """TiTok's nested configuration, or the flat one of MaskGIT-VQGAN."""
