@@ -1,5 +1,6 @@
 """What the trainer asks of accelerate and of the machine: processes, trackers, memory."""
 
+import copy
 import resource
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .checkpoint import states
 from .recipe import RecipeError
@@ -43,6 +45,24 @@ def make_accelerator(tracker: str | None, output: Path) -> Any:
     # a batch may leave parts of a model unused: a dropped condition, a head that another objective trains
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(log_with=tracker, project_dir=str(output), kwargs_handlers=[unused])
+
+
+def check_sharding(accelerator: Any, recipe: Any, stage: Any) -> nn.Module | None:
+    """
+    A whole copy of the model for evaluation, where accelerate is going to lay its weights in parts (FSDP2); else None.
+
+    Raises:
+        RecipeError: for what cannot be trained in parts.
+    """
+    if accelerator.distributed_type.value != "FSDP":
+        return None
+    if not accelerator.is_fsdp2:
+        raise RecipeError("Of FSDP, version 2 is supported: accelerate launch --use_fsdp --fsdp_version 2.")
+    if recipe.optimizer.muon_lr > 0:
+        raise RecipeError("recipe.optimizer.muon_lr: Muon needs whole matrices, and FSDP cuts them; set it to 0.")
+    if len(stage.modules) > 1:
+        raise RecipeError(f"FSDP trains one module; this recipe has {', '.join(stage.modules)}.")
+    return copy.deepcopy(stage.model)
 
 
 def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

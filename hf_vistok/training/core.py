@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from ..data.draws import EpochOrder, hashed
 from ..data.sources import Samples, StreamSource
-from .accelerator import TrainingStopped, flat_values, lost_processes, make_accelerator, peak_megabytes, show_sheet
+from .accelerator import (
+    TrainingStopped,
+    check_sharding,
+    flat_values,
+    lost_processes,
+    make_accelerator,
+    peak_megabytes,
+    show_sheet,
+)
 from .checkpoint import (
     BEST,
     PREFIX,
@@ -39,6 +47,7 @@ from .lora import add_lora
 from .optim import MovingAverage, learning_rate_factor, make_optimizer
 from .recipe import OptimizerRecipe, Recipe, RecipeError, differences, parse_recipe
 from .report import CodebookMeter, JsonLog, Progress, save_sheet
+from .sharding import is_sharded, load_whole, whole
 from .stages import Batch, build_stage
 
 # what a resumed run may change without becoming another run
@@ -125,12 +134,13 @@ class Trainer:
     def _prepare(self) -> None:
         """Wraps modules and optimizers; the bare ones stay in `stage.modules`."""
         self.modules, self.optimizers = {}, {}
-        self.ema = MovingAverage(self.stage.model, self.recipe.optimizer.ema)
+        self.plain = check_sharding(self.accelerator, self.recipe, self.stage)
         for name, module in self.stage.modules.items():
             optimizer = make_optimizer(module, self._optimizer_recipe(name))
             self.modules[name], self.optimizers[name] = self.accelerator.prepare(module, optimizer)
             module.train()
-        self.ema.tensors = {k: v.to(self.device) for k, v in self.ema.tensors.items()}
+        self.sharded = is_sharded(self.stage.model)
+        self.ema = MovingAverage(self.stage.model, self.recipe.optimizer.ema)
         model = self.stage.model
         self.codebook = CodebookMeter(model.codebook_size) if getattr(model, "is_discrete", False) else None
 
@@ -174,9 +184,9 @@ class Trainer:
     def _load(self, path: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
         try:
             for name, module in self.stage.modules.items():
-                module.load_state_dict(tensors[name])
+                load_whole(module, tensors[name])
                 unpack_optimizer(self.optimizers[name], tensors[f"{name}_optimizer"])
-            self.ema.tensors = {k: v.to(self.device) for k, v in tensors["ema"].items()}
+            self.ema.load(tensors["ema"])
             self.stage.load_state(tensors.get("stage", {}))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this recipe: {error}") from error
@@ -216,21 +226,34 @@ class Trainer:
     def save(self) -> Path:
         """Writes the training state of this step; returns its folder."""
         target = self.states_folder / f"{PREFIX}{self.step:08d}"
+        tensors = self._tensors() if self.main or self.sharded else {}
         if self.main:
-            tensors = {"ema": self.ema.tensors, "stage": self.stage.state()}
-            for name, module in self.stage.modules.items():
-                tensors |= {name: module.state_dict(), f"{name}_optimizer": pack_optimizer(self.optimizers[name])}
             write_folder(target, tensors, self._state())
             keep_last(self.states_folder, self.recipe.log.keep)
         self.accelerator.wait_for_everyone()
         return target
 
-    def _save_best(self, score: float) -> None:
-        if score <= self.best:
-            return
-        self.best = score
-        if self.main:
-            write_folder(self.output / BEST, {"ema": self.ema.tensors}, self._state())
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        tensors = {"ema": whole(self.ema.tensors), "stage": self.stage.state()}
+        for name, module in self.stage.modules.items():
+            tensors |= {name: whole(module.state_dict())}
+            tensors |= {f"{name}_optimizer": whole(pack_optimizer(self.optimizers[name]))}
+        return tensors
+
+    def _save_best(self, score: float, averaged: dict[str, Tensor]) -> None:
+        if score > self.best:
+            self.best = score
+            write_folder(self.output / BEST, {"ema": averaged}, self._state())
+
+    @contextmanager
+    def _averaged(self, averaged: dict[str, Tensor]) -> Iterator[nn.Module]:
+        """A whole model with the averaged weights; where the trained one lies in parts, a copy of it."""
+        if self.plain is None:
+            with self.ema.applied(self.stage.model) as model:
+                yield model
+        else:
+            self.plain.load_state_dict(averaged)
+            yield self.plain.to(self.device).eval()
 
     # ------------------------------------------------------------------ the loop
 
@@ -440,23 +463,24 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """Held-out figures of the averaged weights, on the first process."""
         figures: dict[str, float] = {}
+        averaged = whole(self.ema.tensors)
         if self.main:
-            with self.ema.applied(self.stage.model) as model:
+            with self._averaged(averaged) as model:
                 figures = self.stage.evaluate(model)
         if figures:
-            score = figures.pop("score")
-            self._save_best(score)
+            self._save_best(figures.pop("score"), averaged)
             self.bar.say(f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
         self.accelerator.wait_for_everyone()
         return figures
 
     def _sheet(self) -> None:
+        averaged = whole(self.ema.tensors)
         if not self.main:
             return
         folder = self.output / "sheets"
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.step:08d}.png"
-        with self.ema.applied(self.stage.model) as model:
+        with self._averaged(averaged) as model:
             rows = self.stage.sheet(model)
         if rows:
             save_sheet(path, rows, zoom=2)

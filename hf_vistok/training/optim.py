@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .recipe import OptimizerRecipe
+from .sharding import part_like
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration of Muon's authors
 
@@ -150,18 +151,23 @@ class MovingAverage:
         self.decay = decay
         self.tensors = {k: _copy(v) for k, v in model.state_dict().items()}
 
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes whole tensors by name, this process's parts of them where its own lie in parts."""
+        self.tensors = {k: part_like(v.to(self.tensors[k].device), self.tensors[k]) for k, v in tensors.items()}
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Moves towards the weights of `model` after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = [], []
+        pairs: dict[type, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # whole tensors and parts do not mix
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                ours.append(self.tensors[name])
-                theirs.append(value.float())
+                pairs[type(value)].append((self.tensors[name], value.float()))
             else:
                 self.tensors[name].copy_(value)
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for group in pairs.values():
+            ours, theirs = (list(values) for values in zip(*group, strict=True))
+            torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
