@@ -20,6 +20,7 @@ Prints seconds, tokens per second and the ratio to `cached`, as JSON. Greedy ids
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -91,10 +92,11 @@ def timed(function: Any, device: str, repeats: int) -> tuple[float, torch.Tensor
     return best, ids
 
 
-def every_prior(width: int, layers: int) -> dict[str, type[PreTrainedARPrior]]:
-    """Priors of all families by class name, with default (published) numbers of tokens and codes."""
-    models = {}
+def every_prior(width: int, layers: int, names: list[str] | None) -> Iterator[tuple[str, PreTrainedARPrior]]:
+    """Priors of all families, or those of `names`, with default (published) numbers of tokens and codes."""
     for entry in model_entries():
+        if names and entry.model not in names:
+            continue
         prior = getattr(hf_vistok, entry.model) if entry.kind == "prior" else None
         if prior is None or not issubclass(prior, PreTrainedARPrior):
             continue
@@ -103,18 +105,18 @@ def every_prior(width: int, layers: int) -> dict[str, type[PreTrainedARPrior]]:
         if getattr(default, "intermediate_size", None):
             sizes["intermediate_size"] = 4 * width
         torch.manual_seed(0)
-        models[entry.model] = prior(type(default)(**sizes)).eval()
-    return models
+        yield entry.model, prior(type(default)(**sizes)).eval()
 
 
-def table(width: int, layers: int, batch: int, scale: float, repeats: int, clock: str) -> None:
+def table(args: argparse.Namespace) -> None:
     """Prints the table of all priors, each measured in turns with its plain way."""
-    print(f"width {width}, {layers} layers, batch {batch}, guidance {scale}, float32, ", end="")
-    print(f"{torch.get_num_threads()} thread(s), {clock} clock\n")
+    layers, batch = args.layers or 4, args.batch
+    print(f"width {args.width}, {layers} layers, batch {batch}, guidance {args.scale}, float32, ", end="")
+    print(f"{torch.get_num_threads()} thread(s), {args.clock} clock\n")
     print("| prior | tokens | calls | cached, s | uncached, s | uncached / cached | same ids |")
     print("|---|---|---|---|---|---|---|")
-    for name, model in every_prior(width, layers).items():
-        options = {**conditions(model, batch), "cfg_scale": scale, "temperature": 0.0, "top_k": 0}
+    for name, model in every_prior(args.width, layers, args.priors):
+        options = {**conditions(model, batch), "cfg_scale": args.scale, "temperature": 0.0, "top_k": 0}
         ids = {}
 
         def write(way: str, cache: Any, model: Any = model, options: Any = options, ids: Any = ids) -> None:
@@ -122,7 +124,7 @@ def table(width: int, layers: int, batch: int, scale: float, repeats: int, clock
 
         model.generate(**options, num_tokens=model.step_lengths(model.num_tokens)[0])  # warm-up
         ways = {"cached": lambda run=write: run("cached", None), "uncached": lambda run=write: run("uncached", False)}
-        times = interleaved(ways, repeats, clock, warm_up=False)
+        times = interleaved(ways, args.repeats, args.clock, warm_up=False)
         same = (ids["cached"] == ids["uncached"]).float().mean().item()
         fast, slow = min(times["cached"]), min(times["uncached"])
         tokens, calls = "x".join(map(str, ids["cached"].shape[1:])), len(model.step_lengths(model.num_tokens))
@@ -144,14 +146,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the decode step of the static way")
     parser.add_argument("--ways", default="uncached,doubled,cached,static")
     parser.add_argument("--table", action="store_true", help="every prior, with --width and --layers (4)")
-    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--priors", nargs="+", help="classes for the table")
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="of the table; cpu: a shared machine")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.table:
-        return table(args.width, args.layers or 4, args.batch, args.scale, args.repeats, args.clock)
+        return table(args)
     model = build(args.model, args.device, getattr(torch, args.dtype), args.layers)
     given = conditions(model, args.batch)
     options = {"num_tokens": args.tokens, "cfg_scale": args.scale, "temperature": 0.0, "top_k": 0}
