@@ -461,6 +461,28 @@ FAMILIES: tuple[Family, ...] = (
         missing="Send-VAE's own repository is not confirmed: the lists are of the shapes it names",
     ),
     Family(
+        name="uniflow",
+        title="UniFlow",
+        paper="2510.10575",
+        tokens="1024 vectors (64-d) of InternViT on a grid; flow decoder of single patches, one step",
+        models=(
+            ModelEntry(
+                "vistok_uniflow",
+                "UniFlowModel",
+                "UniFlowConfig",
+                "uniflow",
+                processor="image_processing_adm:AdmCropProcessor",
+            ),
+        ),
+        adapter="uniflow",
+        code_license="MIT (in a source header; the repository has no LICENSE file)",
+        weights_license="not stated; see the card",
+        restricted=True,
+        parity=1,
+        published=1,
+        missing="the language models; generators (not published)",
+    ),
+    Family(
         name="dit_family",
         title="DiT, SiT, LightningDiT",
         paper="2501.01423",

@@ -15,7 +15,8 @@ from .tiny_sendvae import MAPPER, SIZES
 def test_the_mapper_and_the_latents_train():
     torch.manual_seed(0)
     model = TINY["sendvae-mapper"]().train()
-    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    colours = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = colours.expand(-1, -1, 16, 16)
     teacher = torch.randn(4, 16, 12, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     history = []
