@@ -28,7 +28,7 @@ class LatentFlowPipeline(ImageTokenPipeline):
 
     Args:
         image_tokenizer: a continuous tokenizer; a diffusers `AutoencoderKL` is wrapped, sharing its weights.
-        transformer: the generator.
+        transformer: the generator. Where it lacks the statistics of its latents, it takes the tokenizer's own.
         weak_transformer: the weaker generator of autoguidance (RAE).
         text_encoder, tokenizer: of a generator of texts.
         image_processor: makes pictures; one for the tokenizer's pixel range where None.
@@ -58,6 +58,8 @@ class LatentFlowPipeline(ImageTokenPipeline):
         check_latents(transformer, image_tokenizer)
         if weak_transformer is not None:
             check_latents(weak_transformer, image_tokenizer)
+        for generator in (transformer, weak_transformer):
+            adopt_statistics(generator, image_tokenizer)
         if transformer.config.text_dim is not None and (text_encoder is None) != (tokenizer is None):
             raise ValueError("Give both text_encoder and tokenizer, or neither (and prompt_embeds to each call).")
         if image_processor is None:
@@ -241,7 +243,7 @@ class LatentFlowPipeline(ImageTokenPipeline):
                 generator=generator,
                 on_step=on_step,
             )
-        images = self._draw(self.transformer.denormalize_latents(latents), output_type)
+        images = self._draw(self.transformer.denormalize_latents(latents), output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -254,12 +256,13 @@ class LatentFlowPipeline(ImageTokenPipeline):
             raise ValueError(f"latents must be noise of shape {shape}, got {tuple(noise.shape)}.")
         return noise.to(self._execution_device)
 
-    def _draw(self, latents: Tensor, output_type: str) -> Any:
+    def _draw(self, latents: Tensor, output_type: str, generator: GeneratorArgument) -> Any:
         if self.image_tokenizer.latent_layout == "sequence":
             latents = flatten_grid(latents)  # (B, D, h, w) -> (B, h * w, D)
         if output_type == "latent":
             return latents
-        sample = self.image_tokenizer.decode(latents).sample
+        stochastic = "generator" in self.image_tokenizer._decode_options  # flow decoders draw noise of their own
+        sample = self.image_tokenizer.decode(latents, **({"generator": generator} if stochastic else {})).sample
         return self.image_processor.postprocess(sample.float(), output_type)
 
 
@@ -290,3 +293,19 @@ def check_latents(transformer: LatentFlowTransformer, image_tokenizer: PreTraine
         raise ValueError(
             f"The generator's latents have {side} x {side} positions, the tokenizer's {image_tokenizer.num_tokens}."
         ) from error
+
+
+def adopt_statistics(transformer: LatentFlowTransformer | None, image_tokenizer: PreTrainedImageTokenizer) -> None:
+    """Gives a generator that normalises by channel, and lacks the statistics, those that the tokenizer carries."""
+    if (
+        transformer is None
+        or transformer.config.latent_norm != "channel"
+        or transformer.config.latents_mean is not None
+    ):
+        return
+    config = image_tokenizer.config
+    noted = getattr(config, "latent_statistics", None) or {}
+    mean = noted.get("mean", getattr(config, "latents_mean", None))
+    std = noted.get("std", getattr(config, "latents_std", None))
+    if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)):
+        transformer.set_latent_statistics(mean, std)

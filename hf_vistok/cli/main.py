@@ -21,6 +21,7 @@ from .generate import generate
 from .listing import info, list_families
 from .push import pull, push
 from .showcase import showcase
+from .stats import stats
 from .tokens import detokenize, reconstruct, tokenize
 from .train import train
 
@@ -39,6 +40,7 @@ for _command in (
     pull,
     train,
     evaluate,
+    stats,
     showcase,
     demo,
 ):
