@@ -385,6 +385,17 @@ FAMILIES: tuple[Family, ...] = (
         published=8,
     ),
     Family(
+        name="rpiae",
+        title="RPiAE",
+        paper="2603.19206",
+        tokens="256 latents of 64 channels, on a grid, from a fine-tuned DINOv2",
+        models=(ModelEntry("vistok_rpiae", "RpiaeModel", "RpiaeConfig", "rpiae"),),
+        adapter="rpiae",
+        parity=2,
+        published=3,
+        missing="text-to-image and editing generators (not published)",
+    ),
+    Family(
         name="rectok",
         title="RecTok",
         paper="2512.13421",

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 
 from .adapter import Adapter, ConversionError, Part, Plan, Preset, State
-from .rae_flow import is_flow, stage_config, stage_plan
+from .rae_diffusers import CLASS_NAME, add_tables, diffusers_fields
+from .rae_diffusers import DROPS as DIFFUSERS_DROPS
+from .rae_diffusers import RENAMES as DIFFUSERS_RENAMES
+from .rae_flow import dashed_lightning, is_flow, stage_config, stage_plan
 from .vision_towers import tower_drops, tower_name
 
 ENCODERS = {"Dinov2withNorm": "dinov2", "SigLIP2wNorm": "siglip2", "MAEwNorm": "mae"}
@@ -154,13 +157,15 @@ class RaeAdapter(Adapter):
     """RAE's autoencoders (`stage_1`) and generators (`stage_2`)."""
 
     system = "rae"
-    weight_files = ("model.pt", "stage2_model.pt")
+    weight_files = ("model.pt", "stage2_model.pt", "diffusion_pytorch_model.safetensors")
 
     def recognise(self, config: dict[str, Any]) -> str | None:
-        """`stage_2`, or `stage_1` with RAE's class alone; files of descendants name classes of their own."""
+        """`stage_2`, or `stage_1` with RAE's class alone (descendants name classes of their own); diffusers' class."""
+        if config.get("_class_name") == CLASS_NAME:
+            return "tokenizer"
         stage = config.get("stage_1")
         own = not isinstance(stage, dict) or stage.get("target", "stage1.RAE") == "stage1.RAE"
-        if own and is_flow(config):
+        if own and is_flow(config) and not dashed_lightning(config):
             return "flow_generator"
         return "tokenizer" if isinstance(stage, dict) and stage.get("target") == "stage1.RAE" else None
 
@@ -173,12 +178,23 @@ class RaeAdapter(Adapter):
         from ..modeling.rae.configuration_rae import RaeConfig
         from ..modeling.rae.modeling_rae import RaeModel
 
-        fields = rae_fields(config)
+        diffusers = config.get("_class_name") == CLASS_NAME
+        fields = diffusers_fields(config) if diffusers else rae_fields(config)
         kind = fields["encoder_type"]
         drops = tower_drops(kind, r"encoder\.")
         drops[rf"encoder\.{LAST_NORMS[kind]}\.(weight|bias)"] = "the last norm has no gain and bias in RAE"
+        parts = {"image_tokenizer": Part(RaeModel, RaeConfig(**fields))}
         surgery = tower_surgery(kind, fields["encoder_config"])
-        return Plan({"image_tokenizer": Part(RaeModel, RaeConfig(**fields))}, DECODER_RENAMES, drops, surgery)
+        if not diffusers:
+            return Plan(parts, DECODER_RENAMES, drops, surgery)
+        eps, scale = parts["image_tokenizer"].config.statistics_eps, float(config.get("scaling_factor", 1.0))
+        if scale != 1.0 and not fields["has_statistics"]:
+            raise ConversionError("A scaling_factor goes with statistics of the latents here.")
+
+        def with_tables(state: State) -> State:
+            return add_tables(surgery(state), fields, eps, scale)
+
+        return Plan(parts, [*DIFFUSERS_RENAMES, *DECODER_RENAMES], {**drops, **DIFFUSERS_DROPS}, with_tables)
 
     def processor(self, component: str, config: dict[str, Any]) -> Any:
         """Shorter side resized (bicubic), centre crop, [0, 1]."""
@@ -186,6 +202,8 @@ class RaeAdapter(Adapter):
 
         if component != "tokenizer":
             return None
+        if config.get("_class_name") == CLASS_NAME:
+            return ImageTokenizerProcessor.for_size(diffusers_fields(config)["image_size"])
         return ImageTokenizerProcessor.for_size(picture_side(encoder_fields(config) | decoder_fields(config)))
 
 

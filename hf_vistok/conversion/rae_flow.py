@@ -19,6 +19,12 @@ def is_flow(config: dict[str, Any]) -> bool:
     return isinstance(stage, dict) and str(stage.get("target", "")).rsplit(".", 1)[-1] in TARGETS
 
 
+def dashed_lightning(config: dict[str, Any]) -> bool:
+    """Whether a configuration is of RPiAE's kind: LightningDiT with `t-min` and `t-max`, which its sampler reads."""
+    stage, limits = config.get("stage_2") or {}, config.get("guidance") or {}
+    return str(stage.get("target", "")).endswith("LightningDiT") and bool({"t-min", "t-max"} & set(limits))
+
+
 def network_fields(stage: dict[str, Any]) -> dict[str, Any]:
     """The network's part of our configuration, for a `{"target": ..., "params": ...}`."""
     kind = TARGETS.get(str(stage.get("target", "")).rsplit(".", 1)[-1])

@@ -55,13 +55,14 @@ class FlowSamplingMixin:
         config = self.config
         published = config.guidance_channels if channels is None else (channels or None)
         chosen = config.guidance_intervals if intervals is None else intervals
+        kind = config.guidance if kind is None else kind
         return GuidanceRule(
             config.guidance_scale if scale is None else scale,
-            config.guidance if kind is None else kind,
+            kind,
             published,
             tuple((float(low), float(high)) for low, high in chosen),
             config.guidance_active,
-            config.interval_scale,
+            config.interval_scale if kind == config.guidance else 1.0,  # a weight is that of one kind
             negative_scale or 0.0,
         )
 

@@ -72,6 +72,8 @@ class RaeTokenizer(PreTrainedImageTokenizer):
             num_channels=config.num_channels,
             config=config,
         )
+        shape = (self.latent_dim, config.grid, config.grid)
+        self.statistics = LatentStatistics(shape, config.statistics_eps) if config.has_statistics else None
 
     @property
     def is_discrete(self) -> bool:
@@ -127,24 +129,6 @@ class RaeTokenizer(PreTrainedImageTokenizer):
         mean, std = self._mean_std(features)
         return self.decoder(features) * std + mean
 
-
-class RaeModel(RaeTokenizer):
-    """
-    Images in [0, 1] to normalised tokens of a frozen encoder `(B, D, h, w)`, and back.
-
-    `encode` also returns `features`: the same tokens before normalisation, `(B, h * w, D)`.
-    """
-
-    config: RaeConfig
-
-    def __init__(self, config: RaeConfig) -> None:
-        super().__init__(config)
-        shape = (config.latent_dim, config.grid, config.grid)
-        self.statistics = LatentStatistics(shape, config.statistics_eps) if config.has_statistics else None
-        if self.encoder is not None:
-            self.encoder.requires_grad_(False)
-        self.post_init()
-
     def normalize_latents(self, raw: Tensor) -> Tensor:
         """The encoder's map to `latents`; the map itself where there are no statistics."""
         return raw if self.statistics is None else self.statistics.normalize(raw)
@@ -170,6 +154,22 @@ class RaeModel(RaeTokenizer):
         self.statistics = LatentStatistics(shape, self.config.statistics_eps).to(self.device)
         self.statistics.mean.copy_(mean)
         self.statistics.var.copy_(var)
+
+
+class RaeModel(RaeTokenizer):
+    """
+    Images in [0, 1] to normalised tokens of a frozen encoder `(B, D, h, w)`, and back.
+
+    `encode` also returns `features`: the same tokens before normalisation, `(B, h * w, D)`.
+    """
+
+    config: RaeConfig
+
+    def __init__(self, config: RaeConfig) -> None:
+        super().__init__(config)
+        if self.encoder is not None:
+            self.encoder.requires_grad_(False)
+        self.post_init()
 
     def _encode(self, pixel_values: Tensor) -> ImageTokenizerEncoderOutput:
         with torch.no_grad():

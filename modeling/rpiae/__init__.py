@@ -1,0 +1,1 @@
+"""RPiAE: a fine-tuned representation encoder behind a variational bridge (arXiv 2603.19206)."""
