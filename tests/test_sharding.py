@@ -31,7 +31,10 @@ plain = core.make_accelerator
 def sharded(tracker, output):
     accelerator = plain(tracker, output)
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=1000, cpu_ram_efficient_loading=False
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["TransformerBlock"],
+        cpu_ram_efficient_loading=False,
     )
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
