@@ -122,6 +122,7 @@ SUPERVISED = {
     "fqgan-triple": (["dinov2", "clip"], "feature_loss"),
     "mingtok": (["dinov3"], "semantic_loss"),
     "comit": (["siglip"], "alignment_loss"),
+    "flextok-text": (["dinov2"], "alignment_loss"),
     "meditok": (["clip"], "contrastive_loss"),
 }
 
@@ -145,7 +146,7 @@ def test_families_learn_from_teachers(name):
         for kind, width in zip(kinds, width_of(model), strict=True)
     ]
     images = torch.rand(2, 3, model.config.image_size, model.config.image_size)
-    given = teacher_kwargs(model, teachers, images)
+    given = {**TINY[found].kwargs("forward", 2), **teacher_kwargs(model, teachers, images)}
     model.train()
     output = model(model.normalize_pixels(images), **given)
     assert torch.isfinite(output.losses[term])

@@ -34,6 +34,7 @@ class FlexTokModel(PreTrainedImageTokenizer):
     """
 
     config: FlexTokConfig
+    teacher_inputs = {"teacher_features": "patches"}
     _no_split_modules = ["FlexTokBlock", "ResnetBlock2D", "AttnDownBlock2D"]
     _keep_in_fp32_modules_strict = ["vae"]
 
@@ -128,6 +129,12 @@ class FlexTokModel(PreTrainedImageTokenizer):
     def latent_dim(self) -> int:
         """Number of FSQ channels."""
         return len(self.transformer.config.fsq_levels)
+
+    @property
+    def teacher_grid(self) -> tuple[int, int]:
+        """The grid of the flow decoder's patches."""
+        side = self.transformer.config.sample_size // self.transformer.config.patch_size
+        return side, side
 
     @property
     def is_prefix_ordered(self) -> bool:
