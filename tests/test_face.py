@@ -34,6 +34,7 @@ BASES = {
     "ta_titok": {"titok"},
     "flowtok": {"ta_titok"},
     "comit": {"flextok"},
+    "rpiae": {"rae"},
 }
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
 

@@ -72,16 +72,19 @@ def statistics(mean: Tensor, std: Tensor, shape: tuple[int, int, int], eps: floa
     return {"mean": mean.expand(shape).clone(), "var": var.expand(shape).to(mean.dtype)}
 
 
+def position_table(dim: int, side: int) -> Tensor:
+    """diffusers' table `(1 + side * side, dim)`: its coordinates span 16 whatever the side, so only 16 is MAE's own."""
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    return get_2d_sincos_pos_embed(dim, side, cls_token=True, extra_tokens=1, output_type="pt").float()
+
+
 def add_tables(state: State, fields: dict[str, Any], eps: float, scale: float) -> State:
     """Statistics in the authors' form, and the decoder's table of positions, which diffusers does not store."""
-    from ..modeling.layers.positions import sincos_table
-
     side = fields["encoder_input_size"] // fields["encoder_config"]["patch_size"]
     like, found = state["decoder.embed.weight"], dict(state)
     if "decoder.position_embedding" not in found:
-        dim = fields["decoder_hidden_size"]
-        table = sincos_table((side, side), dim)
-        found["decoder.position_embedding"] = torch.cat([table.new_zeros(1, dim), table]).to(like)
+        found["decoder.position_embedding"] = position_table(fields["decoder_hidden_size"], side).to(like)
     mean, std = (found.pop(f"statistics.{name}", None) for name in ("mean", "std"))
     if fields["has_statistics"]:
         if mean is None or std is None:
@@ -159,8 +162,8 @@ def to_diffusers(model: Any) -> "AutoencoderRAE":
     """
     diffusers' autoencoder with the weights and the statistics of a [`RaeModel`].
 
-    Its latents and pictures are the same. A decoder whose table of positions is not the plain one of sines and cosines
-    is refused: diffusers computes it.
+    Its latents and pictures are the same. A decoder with another table of positions than diffusers computes is
+    refused; that is one with another grid than 16 x 16.
 
     Raises:
         ConversionError: for what diffusers' class cannot express.
