@@ -106,7 +106,11 @@ def test_any_prefix(tmp_path):
 def check_chain(pipe, prompts: list[str], folder: Path, tokens: int, steps: int = 2) -> None:
     """A text to a picture without PyTorch: text encoder, greedy ids, flow, VAE."""
     export_onnx(pipe, folder)
-    graphs = Graphs(folder)
+    compare_chain(pipe, prompts, Graphs(folder), tokens, steps)
+
+
+@torch.no_grad()
+def compare_chain(pipe, prompts: list[str], graphs: Graphs, tokens: int, steps: int) -> None:
     options = {"prior_guidance_scale": 1.0, "guidance_scale": 1.0, "temperature": 0.0, "num_tokens": tokens}
     noise = pipe.prepare_noise(len(prompts), torch.Generator().manual_seed(0))
     expected = pipe(prompts, noise=noise, num_inference_steps=steps, output_type="pt", **options)

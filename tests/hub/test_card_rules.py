@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_file(path):
     """`hf-vistok evaluate --output evaluation.json` wrote them; the card repeats each row."""
     file = path.with_name("evaluation.json")
     if not file.is_file():
-        pytest.skip("no evaluation.json beside this card: its figures come from the commands that it names")
+        pytest.skip("no evaluation.json beside this card: a pipeline's figures come from the commands that it names")
     text = path.read_text(encoding="utf-8")
     for row in json.loads(file.read_text())["scores"]:
         assert f"{row['psnr']:.2f}" in text, f"{row['num_tokens']} tokens: {row['psnr']:.2f} dB"
