@@ -118,6 +118,20 @@ def test_two_pictures(lab_client):
     assert not same(half, cat) and not same(half, lemon)
 
 
+def test_a_pipeline_is_a_tokenizer(lab_space, tiny_pipeline):
+    """A flow decoder draws; the lab seeds it, so that the same tokens are the same picture."""
+    import bench
+
+    assert bench.expected_tokens(str(tiny_pipeline)) == 8
+    chosen = bench.Tokenizer(str(tiny_pipeline))
+    ids = chosen.encode(str(PICTURES / "cat.png")).ids
+    assert len(ids) == chosen.most == 8
+    rows = [ids, ids[:3], ids, ids[:1]]
+    pictures = [np.asarray(picture).astype(int) for picture in chosen.decode(rows)]
+    assert np.abs(pictures[0] - pictures[2]).max() <= 1 and np.abs(pictures[0] - pictures[1]).max() > 1
+    assert bench.parse_ids(bench.to_text(ids[:3]), chosen) == ids[:3]
+
+
 # ---------------------------------------------------------------------- uploads
 
 
