@@ -56,22 +56,47 @@ def prepare_pipelines() -> None:
 
 
 def load_flow_parts(source: str, **kwargs: Any) -> dict[str, Any]:
-    """An original flow generator by component: `transformer`, and `weak_transformer` where its file holds one."""
+    """
+    A flow transformer of ours (folder or Hub id), or an original flow generator: `transformer`, and
+    `weak_transformer` where its file holds one.
+    """
     from .conversion.loading import load_original_parts
 
+    entry, folder = flow_entry(source, kwargs.get("revision"))
+    if entry is not None:
+        return {"transformer": load_model_class(entry).from_pretrained(folder, **kwargs)}
     parts = load_original_parts(source, ("flow_generator",), **kwargs)
     return {name: part for name, part in parts.items() if name in ("transformer", "weak_transformer")}
 
 
-def load_transformer(source: str, **kwargs: Any) -> Any:
-    """A flow transformer of ours (folder or Hub id), or the authors' checkpoint of one."""
+def flow_entry(source: str, revision: str | None = None) -> tuple[ModelEntry | None, str]:
+    """The entry of a flow transformer of ours, None where the source holds none; and the resolved source."""
     from .hub import fetch, read_json, resolve_source
 
-    folder = resolve_source(source, kwargs.get("revision"))
-    path = None if Path(folder).is_file() else fetch(folder, "config.json")
+    folder = resolve_source(source, revision)
+    path = None if Path(folder).is_file() else fetch(folder, "config.json", revision=revision)
     entry = find_model(read_json(path).get("_class_name", "")) if path else None
-    if entry is not None and entry.kind == "flow":
-        return load_model_class(entry).from_pretrained(folder, **kwargs)
+    return (entry if entry is not None and entry.kind == "flow" else None), folder
+
+
+def is_flow(source: str, preset: str | None = None, revision: str | None = None) -> bool:
+    """Whether a source, or a preset's file, is a flow generator: one of ours, or the authors'."""
+    from .conversion.adapter import find_preset
+    from .conversion.loading import OriginalCheckpoint
+
+    if preset is not None:
+        return find_preset(preset)[1].component == "flow_generator"
+    entry, folder = flow_entry(source, revision)
+    if entry is not None:
+        return True
+    try:
+        return OriginalCheckpoint(folder).component == "flow_generator"
+    except ValueError:
+        return False
+
+
+def load_transformer(source: str, **kwargs: Any) -> Any:
+    """The transformer of [`load_flow_parts`]."""
     return load_flow_parts(source, **kwargs)["transformer"]
 
 

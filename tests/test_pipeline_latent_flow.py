@@ -260,8 +260,22 @@ def test_from_original_folders(tmp_path):
     from hf_vistok.registration import load_transformer
 
     assert torch.equal(load_transformer(str(tmp_path / "own")).head.proj.weight, flow.head.proj.weight)
-    with pytest.raises(ValueError, match="image_tokenizer="):
-        LatentFlowPipeline.from_pretrained(str(folder))
+    for source in (folder, tmp_path / "own"):
+        with pytest.raises(ValueError, match="image_tokenizer="):
+            LatentFlowPipeline.from_pretrained(str(source))
+
+
+def test_generate_command(tmp_path):
+    from hf_vistok.cli.main import main
+    from hf_vistok.registration import is_flow
+
+    flow, out = transformer(latent_norm="scale", guidance_scale=2.0), tmp_path / "out.png"
+    flow.save_pretrained(tmp_path / "flow")
+    vae().save_pretrained(tmp_path / "vae")
+    assert is_flow(str(tmp_path / "flow")) and is_flow("", "DiT-XL-2-256x256") and not is_flow(str(tmp_path / "vae"))
+    command = ["generate", str(tmp_path / "flow"), "--image-tokenizer", str(tmp_path / "vae"), "--device", "cpu"]
+    assert main([*command, "--class-label", "1", "--class-label", "2", "--steps", "2", "-o", str(out)]) == 0
+    assert out.is_file()
 
 
 @pytest.mark.parametrize(

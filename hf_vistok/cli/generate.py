@@ -59,6 +59,7 @@ def load_pipeline(source: str, image_tokenizer: str | None, options: dict[str, A
     """
     import hf_vistok
     from hf_vistok.hub import fetch, resolve_source
+    from hf_vistok.registration import is_flow
 
     hub = {"revision": options["revision"]} if "revision" in options else {}
     resolved = resolve_source(source, options.get("revision"))
@@ -67,6 +68,8 @@ def load_pipeline(source: str, image_tokenizer: str | None, options: dict[str, A
         return hf_vistok.VisTokPipeline.from_pretrained(source, **parts, **options)
     if image_tokenizer is None:
         raise ValueError(f"{source} is no pipeline; name the tokenizer of this generator with --image-tokenizer.")
+    if is_flow(source, options.get("preset"), options.get("revision")):
+        return hf_vistok.LatentFlowPipeline.from_pretrained(source, image_tokenizer=image_tokenizer, **options)
     prior = hf_vistok.AutoImagePrior.from_pretrained(source, **options)
     return pipeline_of(prior)(hf_vistok.AutoImageTokenizer.from_pretrained(image_tokenizer), prior)
 
