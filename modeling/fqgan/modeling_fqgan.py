@@ -189,8 +189,14 @@ class FQGANModel(PreTrainedImageTokenizer):
         Args:
             latents: `(B, D, h, w)`.
             teacher_features: one `(B, F)` per semantic codebook.
+
+        Raises:
+            ValueError: where there is another number of them, or one has another width.
         """
-        total = latents.new_zeros(())
+        total, sizes = latents.new_zeros(()), [(len(latents), size) for size in self.config.feature_sizes]
+        if [tuple(real.shape) for real in teacher_features] != sizes:
+            shapes = [tuple(real.shape) for real in teacher_features]
+            raise ValueError(f"teacher_features must be a list of tensors of the shapes {sizes}, got {shapes}.")
         for predicted, real in zip(self.predict_features(latents), teacher_features, strict=True):
             scores = F.normalize(predicted[:, 0], dim=-1) @ F.normalize(real, dim=-1).t()
             total = total + F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
