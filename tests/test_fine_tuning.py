@@ -21,6 +21,8 @@ from hf_vistok.training.lora import add_lora, lora_targets, merge_lora, save_lor
 from hf_vistok.training.recipe import LoraRecipe, RecipeError, parse_recipe
 from hf_vistok.training.stages_tokens import class_ids
 
+from . import folders
+
 SHARED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 PRIORS = {
     "vistok_maskgit": {"codebook_size": 16, "num_image_tokens": 6, "num_classes": 3, "intermediate_size": 32, **SHARED},
@@ -285,3 +287,24 @@ def test_two_processes_draw_the_same(ids, latents, tmp_path, name):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert all(abs(one[step] - two[step]) < 1e-4 for step in one)
+
+
+def test_checkpoints_of_the_original_authors_train_on(tmp_path):
+    pictures = folders.save_pictures(tmp_path / "pictures", 4)
+    source = folders.save_titok_original(tmp_path / "original")
+    values = {
+        "stage": "tokenizer",
+        "name": "toy",
+        "model": {"init_from": str(source)},
+        "data": {"kind": "folder", "path": str(pictures)},
+        "steps": 1,
+        "batch_size": 2,
+        "precision": "float32",
+    }
+    run(values, tmp_path / "run")
+    assert losses(tmp_path / "run")[1] > 0
+    prior = folders.save_prior_original(tmp_path / "prior")
+    values = np.random.default_rng(0).integers(0, 64, (6, 8)).astype(np.uint8)
+    tokens = write_set(tmp_path / "tokens", "token_ids", values, 64)
+    run({**recipe("token_prior", tokens, {"init_from": str(prior)}), "steps": 1}, tmp_path / "tuned")
+    assert losses(tmp_path / "tuned")[1] > 0
