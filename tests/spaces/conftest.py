@@ -12,6 +12,7 @@ from .. import folders
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = Path(__file__).parent / "screenshots"
+PATIENT = {"timeout": 300}  # seconds; on a busy machine the client gives up too early
 HAS_GRADIO = importlib.util.find_spec("gradio") is not None
 if not HAS_GRADIO:
     collect_ignore_glob = ["test_*.py"]  # the demo extra is not installed
@@ -76,11 +77,11 @@ def lab_space(tiny_tokenizer):
 def text_client(text_space):
     from gradio_client import Client
 
-    return Client(text_space[1], verbose=False)
+    return Client(text_space[1], verbose=False, httpx_kwargs=PATIENT)
 
 
 @pytest.fixture(scope="session")
 def lab_client(lab_space):
     from gradio_client import Client
 
-    return Client(lab_space[1], verbose=False)
+    return Client(lab_space[1], verbose=False, httpx_kwargs=PATIENT)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT
+from .conftest import PATIENT, ROOT
 
 pytestmark = pytest.mark.slow
 CLIENTS, SECONDS = 20, 40
@@ -58,7 +58,7 @@ def test_twenty_clients(tiny_pipeline):
     with served(tiny_pipeline, HF_VISTOK_QUEUE="12") as (process, address, seconds):
         print(f"the page was there after {seconds:.1f} s")
         start = time.monotonic()
-        clients = [Client(address, verbose=False) for _ in range(CLIENTS)]
+        clients = [Client(address, verbose=False, httpx_kwargs=PATIENT) for _ in range(CLIENTS)]
         expected = {seed: ask(clients[0], seed) for seed in range(CLIENTS)}
         assert all(isinstance(answer, tuple) for answer in expected.values()), expected
         print(f"first pictures {time.monotonic() - start:.1f} s")
