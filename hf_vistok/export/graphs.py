@@ -252,20 +252,31 @@ def ar_graphs(prior: Any) -> Iterator[Graph]:
         prior.prefill(dict(condition), None, cache)
         keys, values = keys_and_values(cache)
     outputs = ("logits", "new_keys", "new_values")
-    yield Graph("prior_prefill", Prefill(prior), dict(condition), outputs)
+    text = text_axes(prior, condition)
+    yield Graph("prior_prefill", Prefill(prior), dict(condition), outputs, text)
     # one position more than the condition has: a size that may not vary would be baked in
     past = {name: torch.cat([x, x[:, :, :, :1]], 3) for name, x in (("keys", keys), ("values", values))}
     ids = torch.arange(BATCH)[:, None] % prior.codebook_size
-    lengths, bounds = {"keys": {3: "past"}, "values": {3: "past"}}, {"past": (keys.shape[3], None)}
+    lengths, bounds = {"keys": {3: "past"}, "values": {3: "past"}, **text}, {"past": (keys.shape[3], None)}
     yield Graph("prior_step", Step(prior), {"token_ids": ids, **past, **condition}, outputs, lengths, bounds)
 
 
-def condition_example(prior: Any) -> dict[str, Tensor]:
-    """What the prior makes of labels or a text."""
+def text_axes(prior: Any, condition: dict[str, Tensor]) -> dict[str, dict[int, str]]:
+    """The axis of a text's length where a prior takes any; those that pad a text themselves take one."""
+    if not prior.is_text_conditional:
+        return {}
+    length = condition["encoder_hidden_states"].shape[1]
+    short = condition_example(prior, max(length // 2, 1))
+    names = [name for name in condition if name.startswith("encoder_")]
+    return {name: {1: "text"} for name in names if short[name].shape[1] != length}
+
+
+def condition_example(prior: Any, length: int | None = None) -> dict[str, Tensor]:
+    """What the prior makes of labels or a text (of `length` tokens, as many as it takes where None)."""
     if not prior.is_text_conditional:
         return prior.condition(class_labels=torch.arange(BATCH) % prior.config.num_classes)
     config, generator = prior.config, torch.Generator().manual_seed(0)
-    width, length = getattr(config, "text_dim", None) or config.caption_dim, prior.text_length or 16
+    width, length = getattr(config, "text_dim", None) or config.caption_dim, length or prior.text_length or 16
     states = torch.randn(BATCH, length, width, generator=generator)
     mask = torch.arange(length) < torch.tensor([[length], [length // 2]])
     mask = mask.flip(1) if prior.text_padding_side == "left" else mask

@@ -104,7 +104,7 @@ def test_any_prefix(tmp_path):
 
 
 def check_chain(pipe, prompts: list[str], folder: Path, tokens: int, steps: int = 2) -> None:
-    """A text to a picture without PyTorch: text encoder, greedy ids, flow, VAE."""
+    """Loops over the graphs write the ids and draw the pictures of the pipeline: greedy ids, flow, VAE."""
     export_onnx(pipe, folder)
     compare_chain(pipe, prompts, Graphs(folder), tokens, steps)
 
