@@ -419,6 +419,8 @@ class LatentFlowTransformer(FlowSamplingMixin, ModelMixin, ConfigMixin):
         t = training_times(uniform, self.config.training_sampling)
         if self.config.grid == "rectok":
             return 1 - shift_times(t, self.config.time_shift)
+        if self.config.grid == "rae":
+            t = t.clamp(max=0.999)  # truncated, as in the authors' transport
         return shift_times(t, self.config.time_shift)
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,4 +56,14 @@ def flow_generator(case: Case) -> dict:
     }
 
 
-HOOKS = {"tokenizer": Hook(tokenizer), "flow_generator": Hook(flow_generator)}
+def hidden_semantics(case: Case) -> dict:
+    """The semantic decoder where half of the latents are hidden: what its mask embedding is for."""
+    model = case.model
+    if model.semantic_decoder is None:
+        return {}
+    count = model.num_tokens + model.semantic_decoder.extra
+    order, latents = torch.arange(count)[None], torch.ones(1, count // 2, model.latent_dim)
+    return {"hidden_semantics": model.semantic_features(latents, order)}
+
+
+HOOKS = {"tokenizer": Hook(tokenizer, also=hidden_semantics), "flow_generator": Hook(flow_generator)}
