@@ -15,12 +15,12 @@ from .tiny_sendvae import MAPPER, SIZES
 def test_the_mapper_and_the_latents_train():
     torch.manual_seed(0)
     model = TINY["sendvae-mapper"]().train()
-    colours = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pixels = colours.expand(-1, -1, 16, 16)
+    colours = torch.rand(4, 3, 1, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = colours.repeat_interleave(8, 3).expand(-1, -1, 16, 16)  # two halves
     teacher = torch.randn(4, 16, 12, generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     history = []
-    for _ in range(40):
+    for _ in range(61):
         output = model(pixels, teacher, noise=torch.zeros(4, 4, 8, 8))
         optimizer.zero_grad()
         output.loss.backward()
