@@ -4,7 +4,6 @@ Shape suffixes in comments: B images, N tokens, C latent channels, D width.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from transformers import initialization as init
 from ..layers.attention import TransformerBlock
 from ..layers.conv_codec import flatten_grid, unflatten_grid
 from ..layers.flow_sampling import resolution_shift, shift_times
+from ..layers.latent_statistics import ChannelStatisticsMixin
 from ..layers.losses import teacher_similarity
 from ..layers.mlp import FusedSwiGLU
 from ..layers.norm import RMSNorm
@@ -177,7 +177,7 @@ class RecTokSemanticDecoder(MaskableTransformer):
         return self.out(self.run(latents, ids_restore))
 
 
-class RecTokModel(PreTrainedImageTokenizer):
+class RecTokModel(ChannelStatisticsMixin, PreTrainedImageTokenizer):
     """Images in [-1, 1] to latents `(B, C, h, w)` and back; `normalize_latents` gives those that generators see."""
 
     config: RecTokConfig
@@ -214,35 +214,14 @@ class RecTokModel(PreTrainedImageTokenizer):
 
     # ------------------------------------------------------------------ statistics
 
-    def set_latent_statistics(self, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> None:
-        """
-        Takes the mean and the standard deviation of each latent channel, saved with the model from now on.
-
-        Raises:
-            ValueError: where there is not one number per channel.
-        """
-        mean, std = ([float(v) for v in torch.as_tensor(values).flatten()] for values in (mean, std))
-        if not len(mean) == len(std) == self.latent_dim:
-            raise ValueError(f"There are {self.latent_dim} channels, got {len(mean)} means and {len(std)} stds.")
-        self.config.latents_mean, self.config.latents_std = mean, std
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.config.latents_mean, self.config.latents_std
-        if mean is None or std is None:
-            raise ValueError(
-                "RecTok's checkpoints do not hold the statistics of their latents: give them to "
-                "set_latent_statistics(mean, std); `hf-vistok stats` computes them over a data set."
-            )
-        return like.new_tensor(mean).view(-1, 1, 1), like.new_tensor(std).view(-1, 1, 1)
-
     def normalize_latents(self, latents: Tensor) -> Tensor:
         """`(latents - mean) * scale / std` `(B, C, h, w)`, what generators are trained on."""
-        mean, std = self._statistics(latents)
+        mean, std = self._channel_statistics(latents)
         return (latents - mean) * self.config.latents_scale / std
 
     def denormalize_latents(self, latents: Tensor) -> Tensor:
         """The inverse of `normalize_latents`."""
-        mean, std = self._statistics(latents)
+        mean, std = self._channel_statistics(latents)
         return latents * std / self.config.latents_scale + mean
 
     # ------------------------------------------------------------------ contract
