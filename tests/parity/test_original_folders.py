@@ -39,10 +39,9 @@ def same_weights(model, variant) -> None:
 
 def test_recognised_by_its_configuration(variant):
     loadable(variant)
-    found = recognise(variant.config)
     if variant.system in UNRECOGNISED:
-        assert found is None or found[0].system != variant.system
         pytest.skip(f"{variant.system} needs a preset")
+    found = recognise(variant.config)
     assert found is not None, f"no adapter recognises the configuration of {variant.name}"
     assert (found[0].system, found[1]) == (system_of(variant), variant.component)
 
