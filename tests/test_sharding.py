@@ -84,4 +84,4 @@ def test_what_cannot_be_sharded_is_refused(tmp_path, changes, message):
     recipe = parse_recipe(toy(Path(tmp_path), **changes))
     fake = SimpleNamespace(distributed_type=SimpleNamespace(value="FSDP"), is_fsdp2=True)
     with pytest.raises(RecipeError, match=message):
-        check_sharding(fake, recipe, SimpleNamespace(modules={"model": None, "discriminator": None}))
+        check_sharding(fake, recipe, SimpleNamespace(model=None, modules={"model": None, "discriminator": None}))

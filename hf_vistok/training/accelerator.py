@@ -62,7 +62,12 @@ def check_sharding(accelerator: Any, recipe: Any, stage: Any) -> nn.Module | Non
         raise RecipeError("recipe.optimizer.muon_lr: Muon needs whole matrices, and FSDP cuts them; set it to 0.")
     if len(stage.modules) > 1:
         raise RecipeError(f"FSDP trains one module; this recipe has {', '.join(stage.modules)}.")
-    return copy.deepcopy(stage.model)
+    plain = copy.deepcopy(stage.model)
+    try:
+        getattr(stage.model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # a tokenizer has no table of words, and accelerate takes None for that
+        stage.model.get_input_embeddings = lambda: None
+    return plain
 
 
 def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
