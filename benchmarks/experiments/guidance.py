@@ -1,8 +1,8 @@
 """
-Condition dropout and guidance (arXiv 2207.12598): a flow that never saw "no class" cannot be guided.
+Condition dropout and guidance (arXiv 2207.12598): without the first, the second leaves the data.
 
 The latents are draws from a mixture of Gaussians that overlap, so that the class of a sample is known in closed form:
-guidance should raise the share of samples that are of their class, and narrow them.
+guidance raises the share of samples that are of their class. Their spread tells whether they are still like the data.
 """
 
 import json
