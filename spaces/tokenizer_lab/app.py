@@ -224,7 +224,7 @@ def _api_only(side: Inputs, tab: Inspector) -> None:
     """Functions that the page reaches by other ways; programs get plain arguments."""
     position, picture, text = (
         gr.Number(1, visible=False),
-        gr.Image(label="Picture", visible=False),
+        gr.Image(label="Picture", format="png", visible=False),
         gr.Textbox(label="Tokens", visible=False),
     )
     hidden = gr.Button(visible=False)

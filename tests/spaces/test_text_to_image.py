@@ -64,7 +64,9 @@ def test_tokens_draw_the_same_pictures(text_client):
     for one, two in zip(pixels(gallery), pixels(drawn), strict=True):
         assert np.abs(one.astype(int) - two).max() <= 1
     assert "8 given tokens" in facts
-    assert len(text_client.predict(tokens=tokens, steps=2, api_name="/draw_tokens")[0]) == 2, "also without a text"
+    assert len(text_client.predict(tokens=tokens, prompt="", steps=2, api_name="/draw_tokens")[0]) == 2, (
+        "also without a text"
+    )
     changed = tokens.replace(tokens.split()[0], "0", 1)
     other, _ = text_client.predict(tokens=changed, prompt=PROMPT, seed=3, steps=2, api_name="/draw_tokens")
     assert not np.array_equal(pixels(other)[0], pixels(drawn)[0])
