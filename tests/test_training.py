@@ -129,7 +129,7 @@ def test_recipes_that_do_not_fit_the_model_are_refused(pictures, tmp_path, chang
 
 def test_recipes_of_the_package_are_valid():
     for path in recipe_folder().glob("*.yaml"):
-        assert load_recipe(path.stem).name == path.stem
+        assert load_recipe(path.stem).name == path.stem.replace("_", "-")
     with pytest.raises(RecipeError, match="titok-emoji-64"):
         load_recipe("nothing")
     assert load_recipe("titok-emoji-64", ["optimizer.lr=0.5", "prefix=null"]).optimizer.lr == 0.5

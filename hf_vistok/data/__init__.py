@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation: the emoji set, image folders, the Hub's data sets, WebDataset shards."""
+"""Data sets: the emoji set, image folders, data sets of the Hub, WebDataset shards, sets of tokens."""
