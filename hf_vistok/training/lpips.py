@@ -62,9 +62,7 @@ class LpipsFeatures(nn.Module):
         wanted = self.convs.state_dict()
         wrong = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
         if wrong:
-            raise RecipeError(
-                f"{path} does not fit: features.{wrong[0]} is missing or of another shape."
-            )
+            raise RecipeError(f"{path} does not fit: features.{wrong[0]} is missing or of another shape.")
         self.convs.load_state_dict({name: found[name] for name in wanted})
 
     def _heads(self, path: str) -> nn.ParameterList:
