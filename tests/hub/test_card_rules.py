@@ -40,7 +40,7 @@ def test_metadata(path):
         ({"pipeline_tag": "image-tokenization"}, "no task"),
         ({"tags": "vq"}, "list"),
         ({"tags": ["vq", "vq"]}, "repeat"),
-        ({"base_model": "/home/me/model"}, "no id"),
+        ({"base_model": "/srv/models/mine"}, "no id"),
         ({"datasets": ["my data"]}, "no id"),
         ({"libary_name": "hf_vistok"}, "unknown field"),
         ({"tags": []}, "empty"),
