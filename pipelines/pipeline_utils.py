@@ -2,9 +2,12 @@
 
 import inspect
 import json
+import pkgutil
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
@@ -45,6 +48,12 @@ def read_index(source: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(index, dict):
         raise ValueError(f"{source}: model_index.json should hold a JSON object.")
     return index
+
+
+@cache
+def diffusers_folders() -> frozenset[str]:
+    """Names under which diffusers records classes of its own pipelines' folders, as "stable_diffusion"."""
+    return frozenset(module.name for module in pkgutil.iter_modules(diffusers.pipelines.__path__))
 
 
 class ImageTokenPipeline(DiffusionPipeline):
@@ -113,7 +122,7 @@ class ImageTokenPipeline(DiffusionPipeline):
                 continue
             names = [part for part in value if part is not None]
             plain = all(isinstance(part, str) and part.isidentifier() for part in names)
-            if len(value) != 2 or not plain or (names and value[0] not in LIBRARIES):
+            if len(value) != 2 or not plain or (names and value[0] not in (*LIBRARIES, *diffusers_folders())):
                 raise ValueError(
                     f"{source}: model_index.json names {value} as its {name}; components come from "
                     f"{', '.join(LIBRARIES)}, by the name of a class. Nothing was loaded."

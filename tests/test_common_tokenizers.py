@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import hf_vistok
+import hf_vistok.auto
 
 from .common import (
     assert_close,

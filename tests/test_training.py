@@ -97,7 +97,7 @@ def reference(pictures, tmp_path_factory) -> Path:
         ({"optimizer__lr": "1e-3"}, "1.0e-3"),
         ({"steps": True}, "expected int, got bool"),
         ({"steps": 0}, "at least 1"),
-        ({"stage": "tokeniser"}, "none of tokenizer"),
+        ({"stage": "tokeniser"}, "none of .*tokenizer"),
         ({"data__kind": "foldr"}, "nearest: folder"),
         ({"data__flip": 2}, "a probability"),
         ({"model__init_from": "x"}, "either `type`"),

@@ -124,6 +124,9 @@ def build():
         "flextok-linear-encoder": Tiny(
             lambda: FlexTokLinearEncoder(**LINEAR_ENCODER).eval(),
             forward_kwargs=lambda batch: {"hidden_states": draws(batch, 4, 8, 8)},
+            skip={
+                "training_lowers_the_loss": "it is solved for: digits after the first of a component have no gradient"
+            },
         ),
         "flextok-encoder": Tiny(
             lambda: FlexTokEncoder(**ENCODER).eval(),

@@ -9,6 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from ..layers.quantizers import FSQ
 
@@ -48,6 +49,10 @@ class FlexTokLinearEncoder(ModelMixin, ConfigMixin):
         self.proj = nn.Linear(in_channels * sample_size**2, num_components)
         self.quantizer = FSQ([level])
         self.register_buffer("digits", torch.arange(count))
+
+    def init_own_weights(self) -> None:
+        """The first digits of all components, in order; training chooses better ones."""
+        init.copy_(self.digits, torch.arange(len(self.digits)))
 
     def all_digits(self, hidden_states: Tensor) -> Tensor:
         """Scaled VAE latents `(B, C, h, w)` to the quantizer's input of every digit, `(B, passes * components)`."""
