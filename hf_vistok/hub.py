@@ -51,7 +51,13 @@ def fetch(source: str, name: str, **hub: Any) -> str | None:
     if os.path.isdir(source):
         path = Path(source, hub.get("subfolder") or "", name)
         return str(path) if path.is_file() else None
-    return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+    try:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
+            raise
+        # transformers words most failures of the network, but not a server that hangs
+        raise OSError(f"{source}: {name} could not be read from the Hub: {type(error).__name__}: {error}") from error
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
