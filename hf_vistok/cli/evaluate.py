@@ -79,12 +79,12 @@ def load_tokenizer(checkpoint: str):
 
 def write_sheet(model, images, path: Path, lengths: list[int], count: int = 12) -> None:
     """Originals and their reconstructions by number of tokens, one row each."""
-    from hf_vistok.evaluation.reconstruction import reconstruct_lengths, to_pixels
+    from hf_vistok.evaluation.reconstruction import reconstruct_lengths, to_bytes, to_pixels
     from hf_vistok.training.report import save_sheet
 
     chosen = images[:: max(1, len(images) // count)][:count]
     rows = [("real", chosen)]
     for length, fake in reconstruct_lengths(model, to_pixels(chosen, model.device), lengths):
-        rows.append((str(length), (fake * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()))
+        rows.append((str(length), to_bytes(fake)))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(path, rows, zoom=2)

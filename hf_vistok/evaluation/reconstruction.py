@@ -33,6 +33,11 @@ def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255.0
 
 
+def to_bytes(pictures: Tensor) -> np.ndarray:
+    """The inverse of [`to_pixels`]: `(B, 3, H, W)` in [0, 1] to uint8 `(B, H, W, 3)`."""
+    return (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def doubling_lengths(model: Any) -> list[int]:
     """1, 2, 4, ... and all tokens, as far as the model takes them; only all where it is not prefix-ordered."""
     valid = model.valid_num_tokens

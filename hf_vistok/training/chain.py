@@ -1,7 +1,6 @@
 """A chain of runs (VAE, tokenizer with flow decoder, prior), and the text-to-image pipeline that they make."""
 
-import os
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import yaml
 
 from .core import Trainer
-from .export import short_log
+from .export import renewed, short_log, state_folder
 from .recipe import CHAIN_STAGES, ChainRecipe, Recipe, RecipeError, load_recipe
 
 
@@ -116,27 +115,11 @@ def export_pipeline(
         `target`.
     """
     pipe = build_pipeline(tokenizer_run, prior_run, settings)
-    pipe.to(torch.float16)
-    scratch = target.with_name(f"{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        pipe.save_pretrained(scratch)
-        vae_run = _vae_run(tokenizer_run)
-        for name, run in (("vae", vae_run), ("tokenizer", tokenizer_run), ("prior", prior_run)):
-            if run is not None and (run / "log.jsonl").is_file():
+    state = json.loads((state_folder(tokenizer_run) / "state.json").read_text())
+    runs = {"vae": Path(state["recipe"]["vae"]), "tokenizer": tokenizer_run, "prior": prior_run}
+    with renewed(target) as scratch:
+        pipe.to(torch.float16).save_pretrained(scratch)
+        for name, run in runs.items():
+            if (run / "log.jsonl").is_file():
                 (scratch / f"train_log_{name}.jsonl").write_text(short_log(run / "log.jsonl", every=50))
-        target.mkdir(parents=True, exist_ok=True)
-        for item in scratch.iterdir():
-            shutil.rmtree(target / item.name, ignore_errors=True)
-            os.replace(item, target / item.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
-
-
-def _vae_run(tokenizer_run: Path) -> Path | None:
-    from .checkpoint import read_folder
-    from .export import state_folder
-
-    path = Path(read_folder(state_folder(tokenizer_run))[1]["recipe"]["vae"])
-    return path if path.is_dir() else None

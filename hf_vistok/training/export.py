@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -63,6 +65,23 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder, state_dict=tensors)
 
 
+@contextmanager
+def renewed(target: Path) -> Iterator[Path]:
+    """A folder to write to, whose content takes the place of what `target` has of the same names, once all is there."""
+    scratch = target.with_name(f"{target.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        target.mkdir(parents=True, exist_ok=True)
+        for item in scratch.iterdir():
+            if (target / item.name).is_dir():
+                shutil.rmtree(target / item.name)
+            os.replace(item, target / item.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     """
     Writes the best averaged weights of a run as a checkpoint: config, weights, processor, training log, provenance.
@@ -78,10 +97,7 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
     from ..modeling.image_processing_utils import ImageTokenizerProcessor
 
     model, state = load_trained(run)
-    scratch = target.with_name(f"{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with renewed(target) as scratch:
         save_half(model, scratch)
         if hasattr(model, "decode"):
             _processor(ImageTokenizerProcessor, model.config).save_pretrained(scratch)
@@ -89,11 +105,6 @@ def export_checkpoint(run: Path, target: Path, card: str | None = None) -> Path:
         write_provenance(scratch, training_provenance(state))
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
-        target.mkdir(parents=True, exist_ok=True)
-        for file in scratch.iterdir():
-            os.replace(file, target / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

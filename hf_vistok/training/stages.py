@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from ..data.draws import integers, uniform
 from ..data.pictures import augment
 from ..data.sources import Samples, Source, StreamSource, open_source
-from ..evaluation.reconstruction import doubling_lengths, reconstruct_lengths, reconstruction_scores, to_pixels
+from ..evaluation.reconstruction import (
+    doubling_lengths,
+    reconstruct_lengths,
+    reconstruction_scores,
+    to_bytes,
+    to_pixels,
+)
 from .discriminator import PatchDiscriminator
 from .losses import LeCam, generator_loss, hinge_discriminator_loss
 from .perceptual import build_network, perceptual_distance
@@ -125,7 +131,45 @@ def draw_prefix_lengths(model: nn.Module, recipe: PrefixRecipe, seed: int, posit
     return np.where(kind < recipe.full, top, np.where(kind < recipe.full + recipe.powers, power, any_length))
 
 
-class TokenizerStage:
+def pick_variants(
+    samples: Samples, positions: np.ndarray, seed: int, flip: float, plain: bool, allowed: np.ndarray | bool = True
+) -> Tensor:
+    """
+    What was kept of each picture, or of its mirror image where there is one and the draw says so, `(B, ...)`.
+
+    Args:
+        samples: whose `images` are latents or ids `(B, variants, ...)`.
+        positions: global positions of the samples in the run.
+        seed, flip: of the run, and the share of mirror images.
+        plain: no mirror images.
+        allowed: bool `(B,)`, whose mirror images may be taken.
+    """
+    mirrored = (uniform(seed, "flip", positions) < flip) & allowed & (samples.images.shape[1] > 1) & (not plain)
+    return torch.from_numpy(samples.images[np.arange(len(positions)), mirrored.astype(np.int64)])
+
+
+class Stage:
+    """What a stage has that trains one module and keeps nothing of its own."""
+
+    def write_assets(self, folder: Path) -> None:
+        """What a checkpoint of the run needs besides its tensors and its recipe."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors of the stage itself that a resumed run needs."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+    def objectives(self, step: int) -> list[str]:
+        """Names of the modules that take a step."""
+        return ["model"]
+
+    def after_step(self, terms: dict[str, float]) -> None:
+        """Told the step's terms, averaged over all processes."""
+
+
+class TokenizerStage(Stage):
     """
     A tokenizer with a deterministic decoder.
 
@@ -173,9 +217,6 @@ class TokenizerStage:
         torch.manual_seed(self.recipe.seed + 1)
         self.modules["discriminator"] = PatchDiscriminator(recipe.channels, recipe.stages)
         self.lecam = LeCam().to(self.device)
-
-    def write_assets(self, folder: Path) -> None:
-        """What a checkpoint of the run needs besides its tensors and its recipe: nothing here."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors of the stage itself that a resumed run needs."""
@@ -297,8 +338,7 @@ class TokenizerStage:
         images = sample_some(self.data, count) if images is None else images[:count]
         rows = [("real", images)]
         for length, fake in reconstruct_lengths(model, to_pixels(images, self.device), doubling_lengths(model)):
-            array = (fake * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            rows.append((f"{length}", array))
+            rows.append((f"{length}", to_bytes(fake)))
         return rows
 
 

@@ -10,17 +10,32 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.draws import integers, uniform
 from ..data.sources import Samples, StreamSource
-from ..evaluation.reconstruction import doubling_lengths, reconstruct_lengths, reconstruction_scores, to_pixels
+from ..evaluation.reconstruction import (
+    doubling_lengths,
+    reconstruct_lengths,
+    reconstruction_scores,
+    to_bytes,
+    to_pixels,
+)
 from ..modeling.flextok.modeling_flextok import FlexTokModel
 from ..modeling.layers.vae import scale_latents, vae_decode
 from ..modeling.text_table.configuration_text_table import TextTableConfig
 from ..modeling.text_table.modeling_text_table import TextTableModel
 from .latents import LatentSource, solve_linear_tokens
-from .recipe import FlowTokenizerRecipe, RecipeError
-from .stages import Batch, LossOutput, build_config, draw_prefix_lengths, open_data
-from .text import can_mirror, compose_captions, static_table, text_of_records, tokenizer_for
+from .lora import load_weights
+from .recipe import FlowTokenizerRecipe, RecipeError, parse_recipe
+from .stages import Batch, LossOutput, Stage, build_config, draw_prefix_lengths, open_data, pick_variants
+from .text import (
+    TEXT_INPUTS,
+    can_mirror,
+    compose_captions,
+    static_table,
+    text_of_records,
+    tokenize_texts,
+    tokenizer_for,
+)
 
-TEXT_INPUTS = ("input_ids", "attention_mask")
+EVALUATION_BATCH = 64
 ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 1.0}
 
 
@@ -47,10 +62,16 @@ class TextAndTokenizer(nn.Module):
             "pooled_projections": out.pooler_output,
         }
 
-    def forward(self, latents: Tensor, num_tokens: Tensor | None, text: dict[str, Tensor] | None) -> Any:
+    def forward(
+        self,
+        latents: Tensor,
+        num_tokens: Tensor | None,
+        text: dict[str, Tensor] | None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
         """The losses of scaled latents `(B, C, h, w)`, see `FlexTokModel.forward`."""
         conditions = self.text(**text) if text is not None else {}
-        return self.image_tokenizer(num_tokens=num_tokens, vae_latents=latents, **conditions)
+        return self.image_tokenizer(num_tokens=num_tokens, vae_latents=latents, generator=generator, **conditions)
 
 
 def load_vae(path: str) -> nn.Module:
@@ -73,7 +94,7 @@ def load_vae(path: str) -> nn.Module:
     return inner.eval().requires_grad_(False)
 
 
-class FlowTokenizerStage:
+class FlowTokenizerStage(Stage):
     """
     A FlexTok on cached latents.
 
@@ -145,13 +166,13 @@ class FlowTokenizerStage:
             latents = scale_latents(
                 model.vae, torch.from_numpy(self.data.latents.reshape(-1, *self.data.latents.shape[2:]))
             )
-            self.start_figures = solve_linear_tokens(model.cpu(), latents, self.recipe.linear_scale)
+            solve_linear_tokens(model.cpu(), latents, self.recipe.linear_scale)
             model.to(self.device)
         if self.recipe.freeze_encoder:
             model.encoder.requires_grad_(False)
 
     def _open_validation(self) -> None:
-        self.validation, self.pairs = None, None
+        self.validation = None
         if self.recipe.validation is None:
             return
         size, count = self.model.image_tokenizer.config.image_size, self.recipe.log.evaluate_images
@@ -159,6 +180,14 @@ class FlowTokenizerStage:
         rows = np.arange(len(source))
         rows = rows if not count or count >= len(rows) else rows * len(source) // count
         self.validation = source.take(rows[: count or None])
+        self.held_out_latents = self._latents_of(self.validation.images)
+
+    @torch.no_grad()
+    def _latents_of(self, images: np.ndarray) -> Tensor:
+        """Scaled latents of pictures; the VAE is frozen, so that once is enough."""
+        model = self.model.image_tokenizer
+        parts = np.array_split(images, -(-len(images) // EVALUATION_BATCH))
+        return torch.cat([model.vae_latents(model.normalize_pixels(to_pixels(p, self.device))) for p in parts])
 
     def write_assets(self, folder: Path) -> None:
         """What a checkpoint of the run needs besides its tensors: configurations, the text tokenizer."""
@@ -170,34 +199,22 @@ class FlowTokenizerStage:
             (folder / name).mkdir(parents=True, exist_ok=True)
             config.save_pretrained(folder / name)
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing of its own."""
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
-
-    def objectives(self, step: int) -> list[str]:
-        """One module."""
-        return ["model"]
-
-    def after_step(self, terms: dict[str, float]) -> None:
-        """Nothing to do."""
-
     # ------------------------------------------------------------------ batches
 
     def batch(self, samples: Samples, positions: np.ndarray, plain: bool = False) -> Batch:
         """See `TokenizerStage.batch`; `samples.images` are latents `(B, variants, C, h, w)`."""
-        seed, recipe = self.recipe.seed, self.recipe
-        mirrored = (uniform(seed, "flip", positions) < recipe.data.flip) & (samples.images.shape[1] > 1) & (not plain)
-        if samples.records is not None:
-            mirrored &= np.array([can_mirror(record) for record in samples.records])
-        latents = torch.from_numpy(samples.images[np.arange(len(positions)), mirrored.astype(np.int64)]).to(self.device)
-        batch: Batch = {"latents": scale_latents(self.model.image_tokenizer.vae, latents), "positions": positions}
-        if recipe.prefix is not None:
+        flip, allowed = self.recipe.data.flip, can_mirror(samples)
+        latents = pick_variants(samples, positions, self.recipe.seed, flip, plain, allowed).to(self.device)
+        return self._with_conditions(scale_latents(self.model.image_tokenizer.vae, latents), samples, positions)
+
+    def _with_conditions(self, latents: Tensor, samples: Samples, positions: np.ndarray) -> Batch:
+        """Scaled latents with the lengths and the texts that are drawn for them."""
+        batch: Batch = {"latents": latents, "positions": positions}
+        if self.recipe.prefix is not None:
             batch["num_tokens"] = torch.from_numpy(self._lengths(positions)).to(self.device)
         if self.tokenizer is not None:
-            batch |= self._tokenize(compose_captions(samples, positions, recipe.captions, seed))
+            texts = compose_captions(samples, positions, self.recipe.captions, self.recipe.seed)
+            batch |= self._tokenize(texts)
         return batch
 
     def _lengths(self, positions: np.ndarray) -> np.ndarray:
@@ -207,15 +224,16 @@ class FlowTokenizerStage:
         return np.where(uniform(seed, "prefix is short", positions) < recipe.short, short, lengths)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        length = self.recipe.text.max_length
-        encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return {name: encoded[name].to(self.device) for name in TEXT_INPUTS}
+        found = tokenize_texts(self.tokenizer, texts, self.recipe.text.max_length)
+        return {name: value.to(self.device) for name, value in found.items()}
 
     def loss(self, objective: str, modules: dict[str, nn.Module], batch: Batch, step: int) -> LossOutput:
         """The model's own loss; see `TokenizerStage.loss`."""
-        text = {name: batch[name] for name in TEXT_INPUTS} if self.tokenizer is not None else None
-        output = modules["model"](batch["latents"], batch.get("num_tokens"), text)
+        output = modules["model"](batch["latents"], batch.get("num_tokens"), self._text_inputs(batch))
         return LossOutput(output.loss, dict(output.losses), output.token_ids)
+
+    def _text_inputs(self, batch: Batch) -> dict[str, Tensor] | None:
+        return {name: batch[name] for name in TEXT_INPUTS} if self.tokenizer is not None else None
 
     # ------------------------------------------------------------------ measures
 
@@ -230,27 +248,22 @@ class FlowTokenizerStage:
             return {}
         tokenizer = model.image_tokenizer
         decode = {**ONE_STEP, "shared_noise": _fixed_noise(tokenizer)}
-        scores = reconstruction_scores(tokenizer, self.validation.images, batch_size=64, decode_kwargs=decode)
+        scores = reconstruction_scores(
+            tokenizer, self.validation.images, batch_size=EVALUATION_BATCH, decode_kwargs=decode
+        )
         loss = self._held_out_loss(model)
         return {f"psnr@{s.num_tokens}": s.psnr for s in scores} | {"held_out_loss": loss, "score": -loss}
 
     def _held_out_loss(self, model: TextAndTokenizer) -> float:
-        tokenizer, total = model.image_tokenizer, 0.0
-        for start in range(0, len(self.validation.images), 64):
-            samples = self.validation[start : start + 64]
-            latents = tokenizer.vae_latents(tokenizer.normalize_pixels(to_pixels(samples.images, self.device)))
-            unscaled = latents / tokenizer.vae.config.scaling_factor + tokenizer.vae.config.shift_factor
-            positions = np.arange(start, start + len(samples.images))
-            cached = Samples(unscaled.cpu().numpy()[:, None], samples.captions, samples.records)
-            batch = self.batch(cached, positions, plain=True)
-            text = {name: batch[name] for name in TEXT_INPUTS} if self.tokenizer is not None else None
-            conditions = model.text(**text) if text is not None else {}
+        total, count = 0.0, len(self.held_out_latents)
+        for start in range(0, count, EVALUATION_BATCH):
+            part = slice(start, start + EVALUATION_BATCH)
+            positions = np.arange(count)[part]
+            batch = self._with_conditions(self.held_out_latents[part], self.validation[part], positions)
             generator = torch.Generator().manual_seed(start)
-            out = tokenizer(
-                num_tokens=batch.get("num_tokens"), vae_latents=batch["latents"], generator=generator, **conditions
-            )
+            out = model(batch["latents"], batch.get("num_tokens"), self._text_inputs(batch), generator)
             total += float(out.loss) * len(positions)
-        return total / len(self.validation.images)
+        return total / count
 
     @torch.no_grad()
     def sheet(self, model: TextAndTokenizer, count: int = 12) -> list[tuple[str, np.ndarray]]:
@@ -276,14 +289,7 @@ class FlowTokenizerStage:
         codes = tokenizer.encode(tokenizer.normalize_pixels(pixels)).latents
         for length in (0, *lengths):
             mask = (torch.arange(codes.shape[1], device=codes.device) < length).expand(codes.shape[:2])
-            noise = _fixed_noise(tokenizer, len(codes)).to(codes.device)
-            drawn = tokenizer.transformer.sample_latents(noise, codes, mask, text=text)
-            rows.append(
-                (
-                    f"text+{length}",
-                    to_bytes(tokenizer.denormalize_pixels(vae_decode(tokenizer.vae, drawn)).clamp(0, 1)),
-                )
-            )
+            rows.append((f"text+{length}", draw_pictures(tokenizer, codes, text, mask)))
         return rows
 
 
@@ -294,9 +300,13 @@ def _fixed_noise(tokenizer: FlexTokModel, *batch: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def to_bytes(pictures: Tensor) -> np.ndarray:
-    """Pictures `(B, 3, H, W)` in [0, 1] to uint8 `(B, H, W, 3)`."""
-    return (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+def draw_pictures(
+    tokenizer: FlexTokModel, codes: Tensor, text: dict[str, Tensor], mask: Tensor | None = None
+) -> np.ndarray:
+    """Pictures uint8 `(B, H, W, 3)` of codes and texts from the same noise each time, as published."""
+    noise = _fixed_noise(tokenizer, len(codes)).to(codes.device)
+    latents = tokenizer.transformer.sample_latents(noise, codes, mask, text=text)
+    return to_bytes(tokenizer.denormalize_pixels(vae_decode(tokenizer.vae, latents)).clamp(0, 1))
 
 
 def load_flow_tokenizer(run: Path) -> tuple[TextAndTokenizer, PreTrainedTokenizerFast | None, dict[str, Any]]:
@@ -318,5 +328,5 @@ def load_flow_tokenizer(run: Path) -> tuple[TextAndTokenizer, PreTrainedTokenize
         text_encoder = TextTableModel(TextTableConfig.from_pretrained(assets / "text_encoder"))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(assets / "tokenizer")
     model = TextAndTokenizer(image_tokenizer, text_encoder)
-    model.load_state_dict(tensors["ema"])
-    return model.eval(), tokenizer, state
+    lora = parse_recipe(state["recipe"]).model.lora
+    return load_weights(model, tensors["ema"], lora).eval(), tokenizer, state

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.draws import uniform
 from ..data.sources import Samples, StreamSource
-from ..modeling.layers.vae import scale_latents, vae_decode
+from ..modeling.layers.vae import scale_latents
 from .latents import LatentSource
-from .recipe import DataRecipe, PriorRecipe, RecipeError
-from .stages import Batch, LossOutput, build_config, classes_of, open_data
-from .stages_flow import TEXT_INPUTS, TextAndTokenizer, load_flow_tokenizer, to_bytes
-from .text import can_mirror, compose_captions, style_words
+from .lora import load_weights
+from .recipe import DataRecipe, PriorRecipe, RecipeError, parse_recipe
+from .stages import Batch, LossOutput, Stage, build_config, classes_of, open_data, pick_variants
+from .stages_flow import TextAndTokenizer, draw_pictures, load_flow_tokenizer
+from .text import TEXT_INPUTS, can_mirror, compose_captions, style_words, tokenize_texts
 
 
 class IdSource:
@@ -54,7 +54,7 @@ def _ids(model: TextAndTokenizer, latents: np.ndarray, count: int) -> np.ndarray
     return np.concatenate(parts)
 
 
-class PriorStage:
+class PriorStage(Stage):
     """
     A prior over the first ids of a tokenizer that a run of stage "flow_tokenizer" made.
 
@@ -108,36 +108,18 @@ class PriorStage:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.config.save_pretrained(folder / "prior")
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing of its own."""
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
-
-    def objectives(self, step: int) -> list[str]:
-        """One module."""
-        return ["model"]
-
-    def after_step(self, terms: dict[str, float]) -> None:
-        """Nothing to do."""
-
     # ------------------------------------------------------------------ batches
 
     def batch(self, samples: Samples, positions: np.ndarray, plain: bool = False) -> Batch:
         """See `TokenizerStage.batch`; `samples.images` are ids `(B, variants, N)`."""
         seed, recipe = self.recipe.seed, self.recipe
-        mirrored = (uniform(seed, "flip", positions) < recipe.data.flip) & (samples.images.shape[1] > 1) & (not plain)
-        if samples.records is not None:
-            mirrored &= np.array([can_mirror(record) for record in samples.records])
-        ids = samples.images[np.arange(len(positions)), mirrored.astype(np.int64)]
+        ids = pick_variants(samples, positions, seed, recipe.data.flip, plain, can_mirror(samples)).to(self.device)
         texts = compose_captions(samples, positions, recipe.captions, seed)
-        return {"token_ids": torch.from_numpy(ids).to(self.device), "positions": positions, **self._tokenize(texts)}
+        return {"token_ids": ids, "positions": positions, **self._tokenize(texts)}
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        length = self.parts.text_encoder.config.max_length
-        encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return {name: encoded[name].to(self.device) for name in TEXT_INPUTS}
+        found = tokenize_texts(self.tokenizer, texts, self.parts.text_encoder.config.max_length)
+        return {name: value.to(self.device) for name, value in found.items()}
 
     def _text(self, batch: Batch, prefix: str = "") -> dict[str, Tensor]:
         out = self.parts.text_encoder(*(batch[name] for name in TEXT_INPUTS))
@@ -198,13 +180,8 @@ class PriorStage:
         return rows
 
     def _draw(self, token_ids: Tensor, samples: Samples) -> np.ndarray:
-        tokenizer = self.parts.image_tokenizer
         text = self.parts.text(**self._tokenize(self._prompts(samples)))
-        config = tokenizer.transformer.config
-        shape = (len(token_ids), config.in_channels, config.sample_size, config.sample_size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        latents = tokenizer.transformer.sample_latents(noise, tokenizer.get_codebook_entry(token_ids), text=text)
-        return to_bytes(tokenizer.denormalize_pixels(vae_decode(tokenizer.vae, latents)).clamp(0, 1))
+        return draw_pictures(self.parts.image_tokenizer, self.parts.image_tokenizer.get_codebook_entry(token_ids), text)
 
 
 def load_prior(run: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -220,5 +197,5 @@ def load_prior(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     tensors, state = read_folder(state_folder(run))
     model_class, config_class = classes_of(state["recipe"]["model"]["type"])
     model = model_class(config_class.from_pretrained(run / "assets" / "prior"))
-    model.load_state_dict(tensors["ema"])
-    return model.eval(), state
+    lora = parse_recipe(state["recipe"]).model.lora
+    return load_weights(model, tensors["ema"], lora).eval(), state

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..data.draws import hashed, uniform
 from ..data.emoji import DataError
 from ..data.sources import Samples, TokenSource
+from ..evaluation.reconstruction import to_bytes
 from ..registry import find_model, model_entries
 from .lora import load_weights
 from .recipe import DataRecipe, LatentFlowRecipe, ModelRecipe, RecipeError, TokenPriorRecipe
-from .stages import Batch, LossOutput, build_config, classes_of
+from .stages import Batch, LossOutput, Stage, build_config, classes_of, pick_variants
 
 EVALUATION_SEED = 1_000_003
 
@@ -60,7 +61,7 @@ class LabelledTokens:
         return samples
 
 
-class TokenStage:
+class TokenStage(Stage):
     """
     What both stages share.
 
@@ -103,25 +104,9 @@ class TokenStage:
         else:
             self.model.save_config(folder / "model")
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing of its own."""
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
-
-    def objectives(self, step: int) -> list[str]:
-        """One module."""
-        return ["model"]
-
-    def after_step(self, terms: dict[str, float]) -> None:
-        """Nothing to do."""
-
     def batch(self, samples: Samples, positions: np.ndarray, plain: bool = False) -> Batch:
         """Ids or latents, of the mirror image for a share `data.flip` of the draws, and classes."""
-        mirrored = uniform(self.recipe.seed, "flip", positions) < self.recipe.data.flip
-        variant = (mirrored & (samples.images.shape[1] > 1) & (not plain)).astype(np.int64)
-        values = torch.from_numpy(samples.images[np.arange(len(positions)), variant]).to(self.device)
+        values = pick_variants(samples, positions, self.recipe.seed, self.recipe.data.flip, plain).to(self.device)
         batch: Batch = {"token_ids" if self.wants_ids else "latents": values, "positions": positions}
         if samples.labels is not None:
             batch["class_labels"] = torch.from_numpy(samples.labels).to(self.device)
@@ -169,8 +154,7 @@ class TokenStage:
         with torch.no_grad():
             rows = [("data", self.decode(tokenizer, batch["token_ids" if self.wants_ids else "latents"]))]
             rows.append(("drawn", self.decode(tokenizer, self.draw(model, batch, generator))))
-        to_bytes = [(name, tokenizer.denormalize_pixels(sample).clamp(0, 1) * 255) for name, sample in rows]
-        return [(name, x.round().byte().permute(0, 2, 3, 1).cpu().numpy()) for name, x in to_bytes]
+        return [(name, to_bytes(tokenizer.denormalize_pixels(sample).clamp(0, 1))) for name, sample in rows]
 
     def decode(self, tokenizer: nn.Module, tokens: Tensor) -> Tensor:
         """Tokens to pictures."""

