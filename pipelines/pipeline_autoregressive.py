@@ -15,8 +15,7 @@ from ..modeling.image_processing_utils import ImageTokenizerProcessor
 from ..modeling.layers.guidance import check_scale
 from ..modeling.modeling_utils import PreTrainedImageTokenizer
 from .pipeline_utils import GeneratorArgument, ImageTokenPipeline, check_codebooks
-from .prompting import check_prompts, encode_texts, repeat_rows
-from .ranking import best_rows, check_counts
+from .prompting import Ranking, check_prompts, encode_texts, repeat_rows, rows_of
 
 RankBy = str | Callable[[list[Any], list[Any] | None], Any]
 
@@ -232,7 +231,7 @@ class AutoregressivePipeline(ImageTokenPipeline):
             ValueError: as `__call__`.
         """
         self._check_prior_options(prior_options)
-        count = check_counts(num_images_per_prompt, None)
+        count = Ranking(None, num_images_per_prompt).candidates
         texts = (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)
         condition, batch = self._conditions(prompt, class_labels, negative_prompt, *texts, count)
         if not batch:
@@ -311,53 +310,40 @@ class AutoregressivePipeline(ImageTokenPipeline):
         """
         self.check_output_type(output_type)
         self._check_prior_options(prior_options)
-        candidates = check_counts(num_images_per_prompt, best_of)
-        if rank_by != "log_probs" and not callable(rank_by):
-            raise ValueError(f'rank_by must be "log_probs" or a function, got {rank_by!r}.')
+        ranking = Ranking(best_of, num_images_per_prompt, rank_by)
         scale, decode_options = self._guidance(guidance_scale, prior_guidance_scale)
         decode_options |= decode_kwargs or {}
         texts = (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)
-        condition, batch = self._conditions(prompt, class_labels, negative_prompt, *texts, candidates)
-        token_ids, log_probs = prior_token_ids, None
+        condition, batch = self._conditions(prompt, class_labels, negative_prompt, *texts, ranking.candidates)
+        if not batch and prior_token_ids is None:
+            raise ValueError("Give prompt, class_labels or prompt_embeds, or prior_token_ids to draw.")
+        self._check_drawable(num_tokens, output_type)
         if batch:
             options = {"cfg_scale": scale, "generator": generator, **prior_options}
             callbacks = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-            self._check_drawable(num_tokens, output_type)
             token_ids, log_probs = self._write(condition, batch, *callbacks, prior_token_ids, num_tokens, **options)
-        elif token_ids is None:
-            raise ValueError("Give prompt, class_labels or prompt_embeds, or prior_token_ids to draw.")
-        elif num_tokens is not None:
-            self._check_drawable(num_tokens, output_type)
-            token_ids = token_ids[:, :num_tokens]
-        ranked = best_of is not None
-        if ranked and rank_by == "log_probs":
-            if log_probs is None:
-                raise ValueError("Ranking by log_probs needs a prior that writes: rank given ids by a function.")
-            kept = best_rows(log_probs, candidates, num_images_per_prompt)
+        else:
+            token_ids, log_probs = prior_token_ids[:, :num_tokens], None
+        if ranking.by_tokens:
+            kept = ranking.best(log_probs)
             token_ids, log_probs = token_ids[kept], log_probs[kept]
             generator = [generator[i] for i in kept.tolist()] if isinstance(generator, (list, tuple)) else generator
         images = self._draw(token_ids, output_type, generator, **decode_options)
-        if ranked and callable(rank_by):
-            asked = self._asked(prompt, class_labels, candidates)
-            kept = best_rows(rank_by(images, asked), candidates, num_images_per_prompt)
-            images = [images[i] for i in kept.tolist()] if isinstance(images, list) else images[kept.tolist()]
-            token_ids = token_ids[kept.to(token_ids.device)]
+        if ranking.by_pictures:
+            kept = ranking.best_pictures(images, self._asked(prompt, class_labels))
+            images, token_ids = rows_of(images, kept), token_ids[kept.to(token_ids.device)]
             log_probs = None if log_probs is None else log_probs[kept.to(log_probs.device)]
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, token_ids
-        return AutoregressivePipelineOutput(images, token_ids, log_probs)
+        return AutoregressivePipelineOutput(images, token_ids, log_probs) if return_dict else (images, token_ids)
 
     @staticmethod
-    def _asked(prompt: Any, class_labels: Any, candidates: int) -> list[Any] | None:
-        """Prompt or label of each candidate."""
+    def _asked(prompt: Any, class_labels: Any) -> list[Any] | None:
+        """The prompts or labels."""
         if prompt is not None:
-            asked = check_prompts(prompt)
-        elif class_labels is not None:
-            asked = [class_labels] if isinstance(class_labels, int) else list(torch.as_tensor(class_labels).tolist())
-        else:
+            return check_prompts(prompt)
+        if class_labels is None:
             return None
-        return [one for one in asked for _ in range(candidates)]
+        return [class_labels] if isinstance(class_labels, int) else list(torch.as_tensor(class_labels).tolist())
 
     def _check_drawable(self, num_tokens: int | None, output_type: str) -> None:
         """Raises where fewer tokens than all are asked for, and the image tokenizer cannot draw them."""

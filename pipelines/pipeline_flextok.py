@@ -20,7 +20,7 @@ from ..modeling.layers.sampling import draw_normal
 from ..modeling.layers.vae import vae_decode, vae_factor
 from ..modeling.prior_utils import PreTrainedImagePrior
 from .pipeline_utils import LOADERS, GeneratorArgument, ImageTokenPipeline, check_codebooks
-from .prompting import Conditions, PromptMixin, Ranking
+from .prompting import Conditions, PromptMixin, Ranking, check_prompts, rows_of
 
 CONDITIONS = (
     "class_labels",
@@ -398,8 +398,8 @@ class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
         latents = self._draw_and_report(ids, noise, *watch, conditions=conditions, **draw)
         images = self._pictures(latents, output_type)
         if ranking.by_pictures:
-            kept = ranking.best_pictures(images, prompt)
-            images = [images[i] for i in kept.tolist()] if isinstance(images, list) else images[kept.numpy()]
+            kept = ranking.best_pictures(images, None if prompt is None else check_prompts(prompt))
+            images = rows_of(images, kept)
             ids, log_probs = ids[kept], None if log_probs is None else log_probs[kept]
         self.maybe_free_model_hooks()
         return FlexTokPipelineOutput(images, ids, log_probs) if return_dict else (images, ids)

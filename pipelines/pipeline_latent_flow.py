@@ -17,7 +17,7 @@ from ..modeling.layers.sampling import draw_normal
 from ..modeling.modeling_utils import PreTrainedImageTokenizer
 from ..modeling.wrapped.modeling_wrapped import WrappedTokenizerModel
 from .pipeline_utils import LOADERS, GeneratorArgument, ImageTokenPipeline
-from .prompting import check_prompts, encode_texts
+from .prompting import check_prompts, encode_texts, named_features, repeat_rows
 
 Labels = int | list[int] | Tensor
 
@@ -107,8 +107,8 @@ class LatentFlowPipeline(ImageTokenPipeline):
             raise ValueError("This pipeline has no text_encoder: it draws classes (class_labels=) or prompt_embeds.")
         limit = min(self.tokenizer.model_max_length, self.transformer.config.text_length)
         found = encode_texts(self.tokenizer, self.text_encoder, prompts, limit, self._execution_device)
-        states, mask = found["encoder_hidden_states"], found["encoder_attention_mask"]
-        return states.repeat_interleave(num_images_per_prompt, 0), mask.repeat_interleave(num_images_per_prompt, 0)
+        found = repeat_rows(found, num_images_per_prompt)
+        return found["encoder_hidden_states"], found["encoder_attention_mask"]
 
     def _condition(
         self, labels: Labels | None, prompt: Any, embeds: Tensor | None, mask: Tensor | None, count: int
@@ -120,16 +120,13 @@ class LatentFlowPipeline(ImageTokenPipeline):
             if self.transformer.config.text_dim is None:
                 raise ValueError("This generator draws classes: give class_labels, and no prompt.")
             embeds, mask = self.encode_prompt(prompt)
+        if labels is None and embeds is None:
+            return None
         if labels is not None:
             found = {"class_labels": self.transformer.check_labels(labels)}
-        elif embeds is not None:
-            found = {"encoder_hidden_states": embeds}
-            if mask is not None:
-                found["encoder_attention_mask"] = mask
         else:
-            return None
-        device = self._execution_device
-        return {name: value.to(device).repeat_interleave(count, 0) for name, value in found.items()}
+            found = named_features(embeds, mask)
+        return repeat_rows({name: value.to(self._execution_device) for name, value in found.items()}, count)
 
     @staticmethod
     def _fit(negative: dict[str, Tensor] | None, batch: int) -> dict[str, Tensor] | None:
@@ -220,32 +217,36 @@ class LatentFlowPipeline(ImageTokenPipeline):
             negative_class_labels, negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, 1
         )
         self.check_generators(generator, batch)
-        names = callback_on_step_end_tensor_inputs or self._callback_tensor_inputs
-        times = self.transformer.sample_times(num_inference_steps, sampler)
+        latents = self._sample(
+            self._start(latents, batch, generator),
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            **wanted,
+            negative=self._fit(avoided, batch),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance=guidance,
+            guidance_channels=guidance_channels,
+            guidance_intervals=guidance_intervals,
+            negative_guidance_scale=negative_guidance_scale,
+            sampler=sampler,
+            generator=generator,
+        )
+        images = self._draw(self.transformer.denormalize_latents(latents), output_type, generator)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _sample(self, noise: Tensor, callback: Callable | None, names: list[str] | None, **settings: Any) -> Tensor:
+        """The transformer's `sample_latents` under a progress bar, with the caller's callback."""
+        names = names or self._callback_tensor_inputs
+        times = self.transformer.sample_times(settings["num_inference_steps"], settings["sampler"])
         with self.progress_bar(total=len(times)) as bar:
 
             def on_step(step: int, t: float, x: Tensor) -> Tensor | None:
                 bar.update()
-                return self.run_callback(callback_on_step_end, names, step, {"latents": x}, t).get("latents")
+                return self.run_callback(callback, names, step, {"latents": x}, t).get("latents")
 
-            latents = self.transformer.sample_latents(
-                self._start(latents, batch, generator),
-                **wanted,
-                negative=self._fit(avoided, batch),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                guidance=guidance,
-                guidance_channels=guidance_channels,
-                guidance_intervals=guidance_intervals,
-                negative_guidance_scale=negative_guidance_scale,
-                sampler=sampler,
-                weak_model=self.weak_transformer,
-                generator=generator,
-                on_step=on_step,
-            )
-        images = self._draw(self.transformer.denormalize_latents(latents), output_type, generator)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+            return self.transformer.sample_latents(noise, weak_model=self.weak_transformer, on_step=on_step, **settings)
 
     def _start(self, noise: Tensor | None, batch: int, generator: GeneratorArgument) -> Tensor:
         config = self.transformer.config

@@ -24,20 +24,15 @@ DOWNLOAD = ("cache_dir", "local_files_only", "token", "revision")
 GeneratorArgument = torch.Generator | list[torch.Generator] | None
 
 
-def index_path(source: str, kwargs: dict[str, Any]) -> str | None:
-    """Where a folder's or repository's model_index.json lies on this disk; None where there is none."""
-    hub = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
-    return LOADERS["fetch"](source, "model_index.json", **hub)
-
-
 def read_index(source: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """
-    The content of a model_index.json, None where there is none.
+    The content of a folder's or repository's model_index.json, None where there is none.
 
     Raises:
         ValueError: where it is no JSON object.
     """
-    path = index_path(source, kwargs) if "fetch" in LOADERS else None
+    hub = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
+    path = LOADERS["fetch"](source, "model_index.json", **hub)
     if path is None:
         return None
     with open(path, encoding="utf-8") as file:
@@ -79,8 +74,9 @@ class ImageTokenPipeline(DiffusionPipeline):
         """
         source = LOADERS.get("resolve", lambda name, revision=None: name)(source, kwargs.get("revision"))
         kwargs = cls._load_named_components(kwargs)
-        if cls._is_pipeline(source, kwargs):
-            cls._check_index(source, kwargs)
+        index = read_index(source, kwargs) if "fetch" in LOADERS else {}
+        if index is not None:
+            cls._check_index(source, index, kwargs)
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", torch.float32)
             kwargs.setdefault("use_safetensors", True)  # never a pickle
@@ -102,20 +98,13 @@ class ImageTokenPipeline(DiffusionPipeline):
         return loaded
 
     @staticmethod
-    def _is_pipeline(source: str, kwargs: dict[str, Any]) -> bool:
-        return "fetch" not in LOADERS or index_path(source, kwargs) is not None
-
-    @classmethod
-    def _check_index(cls, source: str, kwargs: dict[str, Any]) -> None:
+    def _check_index(source: str, index: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """
         Looks at model_index.json before diffusers imports what it names.
 
         Raises:
             ValueError: for a component of another library, a module path, or something that is no pair of names.
         """
-        index = read_index(source, kwargs)
-        if index is None:
-            return
         given = {name for name, value in kwargs.items() if value is not None}
         for name, value in index.items():
             if name.startswith("_") or name in given or not isinstance(value, (list, tuple)):
@@ -167,9 +156,8 @@ class ImageTokenPipeline(DiffusionPipeline):
         unknown = [name for name in names if name not in values]
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; there are {list(values)}.")
-        return (
-            callback(self, step, step if timestep is None else timestep, {name: values[name] for name in names}) or {}
-        )
+        time = step if timestep is None else timestep
+        return callback(self, step, time, {name: values[name] for name in names}) or {}
 
 
 def check_codebooks(prior: Any, image_tokenizer: Any) -> None:

@@ -230,14 +230,17 @@ class Ranking:
         """Rows of the best of each group, best first, of scores `(prompts * candidates,)`."""
         if scores is None:
             raise ValueError("Ranking by log_probs needs a prior that writes: with given ids rank by a function.")
-        if scores.ndim != 1 or scores.numel() % self.candidates:
-            raise ValueError(f"rank_by must return one score per picture, got {tuple(scores.shape)}.")
+        if scores.ndim != 1 or scores.numel() % self.candidates or not bool(scores.isfinite().all()):
+            raise ValueError(f"Ranking needs one finite score per picture, got {scores.tolist()!r}.")
         best = scores.view(-1, self.candidates).topk(self.count, 1).indices  # (prompts, count)
         return (best + torch.arange(len(best), device=scores.device)[:, None] * self.candidates).flatten()
 
-    def best_pictures(self, images: Any, prompt: str | list[str] | None) -> Tensor:
-        """Rows of the best pictures by the given function."""
-        prompts = None
-        if prompt is not None:
-            prompts = [text for text in check_prompts(prompt) for _ in range(self.candidates)]
-        return self.best(torch.as_tensor(self.rank_by(images, prompts), dtype=torch.float32))
+    def best_pictures(self, images: Any, asked: list[Any] | None) -> Tensor:
+        """Rows of the best pictures by the given function; `asked` are the prompts (or labels), one per group."""
+        each = None if asked is None else [one for one in asked for _ in range(self.candidates)]
+        return self.best(torch.as_tensor(self.rank_by(images, each), dtype=torch.float32))
+
+
+def rows_of(images: Any, kept: Tensor) -> Any:
+    """Some of the pictures, a list or an array."""
+    return [images[i] for i in kept.tolist()] if isinstance(images, list) else images[kept.tolist()]
