@@ -12,6 +12,25 @@ from .mlp import SwiGLU
 from .norm import RMSNorm
 
 
+def llama_layers(config: Any, count: int) -> nn.ModuleList:
+    """`count` blocks of a configuration with LlamaGen's fields."""
+    return nn.ModuleList(
+        LlamaBlock(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.ffn_size,
+            index,
+            num_key_value_heads=config.num_key_value_heads,
+            eps=config.rms_norm_eps,
+            attention_dropout=config.attention_dropout,
+            residual_dropout=config.residual_dropout,
+            ffn_dropout=config.ffn_dropout,
+            config=config,
+        )
+        for index in range(count)
+    )
+
+
 class LlamaBlock(GradientCheckpointingLayer):
     """
     `x += attn(norm1(x)); x += mlp(norm2(x))`.

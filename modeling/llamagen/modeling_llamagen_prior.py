@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from ..ar_prior_utils import Condition, PreTrainedARPrior
 from ..layers.generation import Window
-from ..layers.llama import LlamaBlock
+from ..layers.llama import llama_layers
 from ..layers.losses import next_token_loss
 from ..layers.norm import RMSNorm
 from ..layers.rotary import apply_rotary, grid_rotary_at
@@ -60,21 +60,7 @@ class LlamaGenPrior(PreTrainedARPrior):
             self.caption_embedding = CaptionEmbedding(config)
         self.token_embedding = self.make_token_embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(
-            LlamaBlock(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.ffn_size,
-                index,
-                num_key_value_heads=config.num_key_value_heads,
-                eps=config.rms_norm_eps,
-                attention_dropout=config.attention_dropout,
-                residual_dropout=config.residual_dropout,
-                ffn_dropout=config.ffn_dropout,
-                config=config,
-            )
-            for index in range(config.num_hidden_layers)
-        )
+        self.layers = llama_layers(config, config.num_hidden_layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = self.make_lm_head()
         self.post_init()

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache
 from ..ar_prior_utils import Condition
 from ..layers.attention_projection import AttentionProjection
 from ..layers.generation import TokenSampler, Window, twice
-from ..layers.llama import LlamaBlock
+from ..layers.llama import llama_layers
 from ..layers.norm import RMSNorm
 from ..llamagen.modeling_llamagen_prior import LlamaGenPrior
 from ..outputs import ImagePriorOutput
@@ -61,21 +61,7 @@ class SubCodeHead(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.tables = nn.ModuleList(nn.Embedding(config.codebook_size, width) for _ in range(config.num_codebooks - 1))
-        self.layers = nn.ModuleList(
-            LlamaBlock(
-                width,
-                config.num_attention_heads,
-                config.ffn_size,
-                index,
-                num_key_value_heads=config.num_key_value_heads,
-                eps=config.rms_norm_eps,
-                attention_dropout=config.attention_dropout,
-                residual_dropout=config.residual_dropout,
-                ffn_dropout=config.ffn_dropout,
-                config=config,
-            )
-            for index in range(config.num_head_layers)
-        )
+        self.layers = llama_layers(config, config.num_head_layers)
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.linear_head = nn.Linear(width, config.codebook_size)
 
