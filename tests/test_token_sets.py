@@ -100,7 +100,7 @@ def test_another_set_is_not_overwritten(model, pictures, tmp_path):
         write(other, pictures, tmp_path)
 
 
-def test_latents_in_half_precision_and_their_statistics(pictures, tmp_path):
+def test_latents_in_half_precision(pictures, tmp_path):
     model = folders.titok(quantizer="kl").eval()
     write(model, pictures, tmp_path / "half")
     write(model, pictures, tmp_path / "full", store="float32", mirror=True)
@@ -108,8 +108,6 @@ def test_latents_in_half_precision_and_their_statistics(pictures, tmp_path):
     a, b = half.take(np.arange(6)).images[:, 0], full.take(np.arange(6)).images[:, 0]
     assert a.dtype == np.float32 and not half.is_discrete and half.codebook_size is None
     assert np.abs(a - b).max() < 2e-3 * np.abs(b).max()
-    every = full.take(np.arange(6)).images
-    assert full.statistics() == pytest.approx((every.mean(), every.std()), rel=1e-4)
     with pytest.raises(emoji.DataError, match="float16 or float32, got 'int8'"):
         write(model, pictures, tmp_path / "x", store="int8")
 

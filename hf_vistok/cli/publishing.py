@@ -297,13 +297,10 @@ def _size(shape: list[int]) -> int:
 
 def figures_table(figures: dict[str, Any]) -> str:
     """The table of an `evaluation.json`, empty where there is none."""
-    if not figures.get("scores"):
-        return ""
-    lines = ["| tokens | bytes | PSNR (dB) |", "|---|---|---|"]
-    for row in figures["scores"]:
-        size = row.get("bytes_per_image")
-        lines.append(f"| {row['num_tokens']} | {'-' if size is None else f'{size:.0f}'} | {row['psnr']:.2f} |")
-    return "\n".join(lines)
+    from hf_vistok.evaluation.reconstruction import ReconstructionScore, markdown_table
+
+    rows = figures.get("scores") or []
+    return markdown_table([ReconstructionScore(**row) for row in rows]) if rows else ""
 
 
 def figures_text(figures: dict[str, Any]) -> str:

@@ -202,13 +202,3 @@ class TokenSource:
             [shard.records[row] for shard, row in found] if self.records else None,
             mask,
         )
-
-    def statistics(self) -> tuple[float, float]:
-        """Mean and standard deviation of all latents."""
-        total = squares = count = 0.0
-        for shard in self.shards:
-            for name in {self.array, "mirrored"} & set(shard.arrays):
-                values = shard.arrays[name].astype(np.float64)
-                total, squares, count = total + values.sum(), squares + np.square(values).sum(), count + values.size
-        mean = total / count
-        return float(mean), float(np.sqrt(squares / count - mean * mean))
