@@ -20,7 +20,7 @@ from hf_vistok.conversion.latent_flow import SIZES
 from hf_vistok.modeling.layers.attention import Attention
 from hf_vistok.modeling.layers.flow_sampling import integrate
 
-from .measure import flops, interleaved, matmul_call, peak_memory, ratio
+from .measure import compare_guided, matmul_call
 
 
 def build(preset, size):
@@ -88,19 +88,8 @@ def measure(model, batch, options):
     error = (ways["ours"]() - ways["two passes"]()).abs().max().item()
     assert error < 1e-2, f"latents differ by {error:.2g}"
     rows = 2 * batch * (config.sample_size // config.patch_size) ** 2
-    rate_call, rate_flops = matmul_call(rows, config.hidden_size, int(config.hidden_size * config.mlp_ratio))
-    work = flops(ways["ours"])
-    times = interleaved({**ways, "matmul": rate_call}, options.repeats, options.clock)
-    best = min(times["ours"])
-    rate, achieved = rate_flops / min(times["matmul"]), work / best
-    print(
-        f"batch {batch:<3} two passes/ours {ratio(times, 'two passes', 'ours'):.3f}"
-        f"  one pass/ours {ratio(times, 'one pass', 'ours'):.3f}  seconds/image {best / batch:.2f}"
-        f"  {achieved / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s = {achieved / rate:.0%} of matmul  max error {error:.1e}",
-        flush=True,
-    )
-    memory = [peak_memory(ways[name]) / 2**20 for name in ("ours", "two passes")]
-    print(f"{'':<9} peak memory {memory[0]:.0f} MiB, baseline {memory[1]:.0f} MiB", flush=True)
+    rate = matmul_call(rows, config.hidden_size, int(config.hidden_size * config.mlp_ratio))
+    compare_guided(f"batch {batch:<3}", ways, rate, batch, options, f"  max error {error:.1e}")
 
 
 def main():

@@ -13,7 +13,7 @@ import torch
 
 from .baseline_titok import BaselinePrior
 from .bench_tokenizer import build
-from .measure import flops, interleaved, matmul_call, peak_memory, ratio
+from .measure import compare_guided, matmul_call
 
 
 def baseline_generate(baseline, sampler, labels, draws, together):
@@ -49,18 +49,8 @@ def measure(prior, baseline, batch, options):
     agree = (ways["ours"]() == ways["two passes"]()).float().mean().item()
     assert agree > 0.95, f"only {agree:.3f} of the ids agree"
     rows = 2 * batch * (prior.config.num_image_tokens + 1)
-    rate_call, rate_flops = matmul_call(rows, prior.config.hidden_size, prior.config.intermediate_size)
-    work = flops(ways["ours"])
-    times = interleaved({**ways, "matmul": rate_call}, options.repeats, options.clock)
-    rate, achieved = rate_flops / min(times["matmul"]), work / min(times["ours"])
-    print(
-        f"generate batch {batch:<3} two passes/ours {ratio(times, 'two passes', 'ours'):.3f}"
-        f"  one pass/ours {ratio(times, 'one pass', 'ours'):.3f}  images/s {batch / min(times['ours']):.3f}"
-        f"  {achieved / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s = {achieved / rate:.0%} of matmul",
-        flush=True,
-    )
-    memory = [peak_memory(ways[name]) / 2**20 for name in ("ours", "two passes")]
-    print(f"{'':<22} peak memory {memory[0]:.0f} MiB, baseline {memory[1]:.0f} MiB", flush=True)
+    rate = matmul_call(rows, prior.config.hidden_size, prior.config.intermediate_size)
+    compare_guided(f"generate batch {batch:<3}", ways, rate, batch, options)
 
 
 def main():

@@ -80,6 +80,40 @@ def matmul_call(rows: int, width: int = 1024, hidden: int = 4096) -> tuple[Calla
     return lambda: torch.mm(a, b, out=out), 2.0 * rows * width * hidden
 
 
+def compare_guided(
+    label: str,
+    ways: dict[str, Callable[[], Any]],
+    rate: tuple[Callable[[], Any], float],
+    images: int,
+    options: Any,
+    more: str = "",
+) -> None:
+    """
+    Times guided generation three ways in turns, and prints ratios, images per second, the share of the machine's matmul
+    rate, and peak memory.
+
+    Args:
+        label: of the line.
+        ways: "ours", "two passes" and "one pass".
+        rate: of [`matmul_call`].
+        images: of one call.
+        options: `repeats` and `clock`.
+        more: end of the line.
+    """
+    times = interleaved({**ways, "matmul": rate[0]}, options.repeats, options.clock)
+    best = min(times["ours"])
+    possible, achieved = rate[1] / min(times["matmul"]), flops(ways["ours"]) / best
+    print(
+        f"{label} two passes/ours {ratio(times, 'two passes', 'ours'):.3f}"
+        f"  one pass/ours {ratio(times, 'one pass', 'ours'):.3f}"
+        f"  images/s {images / best:.3f} ({best / images:.2f} s each)"
+        f"  {achieved / 1e9:.1f} of {possible / 1e9:.1f} GFLOP/s = {achieved / possible:.0%} of matmul{more}",
+        flush=True,
+    )
+    memory = [peak_memory(ways[name]) / 2**20 for name in ("ours", "two passes")]
+    print(f"{'':<{len(label)}} peak memory {memory[0]:.0f} MiB, baseline {memory[1]:.0f} MiB", flush=True)
+
+
 def flops(function: Callable[[], Any]) -> float:
     """Floating point operations of a call (products, convolutions and attention)."""
     counter = FlopCounterMode(display=False)
