@@ -1,6 +1,13 @@
 """The chain of stages at toy size, on synthetic pictures with captions: trains, resumes, makes a pipeline."""
 
 import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from hf_vistok.training import checkpoint
 from hf_vistok.training.chain import part_recipes, train_chain
 from hf_vistok.training.core import Trainer
 from hf_vistok.training.recipe import RecipeError, load_recipe, parse_recipe, recipe_folder
@@ -90,6 +98,57 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, stage, tmp_path):
         losses[name] = [line["loss"] for line in lines]
     assert len(losses["whole"]) == 6
     np.testing.assert_allclose(losses["broken"], losses["whole"], rtol=0, atol=1e-6)
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def command(recipe, folder, run, processes=1):
+    """The command that trains a part, and its environment."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe)))
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
+    train = ["-m", "hf_vistok.cli.train", str(folder / "recipe.yaml"), "--output", str(run), "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return [sys.executable, *launcher, *train], environment
+
+
+@pytest.fixture
+def part(trained, request):
+    """A part of the chain whose draws do not depend on the number of processes."""
+    recipe, folder = trained
+    part = copy.deepcopy(next(p for p in part_recipes(recipe, folder / "runs") if p.stage == request.param))
+    part.micro_batch_size = 4
+    return part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "flow_tokenizer", "prior"], indirect=True)
+def test_two_processes_equal_one(part, tmp_path):
+    for name, count in (("one", 1), ("two", 2)):
+        start, environment = command(part, tmp_path, tmp_path / name, count)
+        done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 6
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "flow_tokenizer", "prior"], indirect=True)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(part, tmp_path):
+    part.log.checkpoints, part.steps = 1, 40
+    start, environment = command(part, tmp_path, tmp_path / "whole")
+    subprocess.run(start, env=environment, check=True, timeout=300)
+    start, environment = command(part, tmp_path, tmp_path / "killed")
+    process = subprocess.Popen(start, env=environment)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not checkpoint.states(tmp_path / "killed" / "states"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was killed, and did not end by itself
+    subprocess.run(start, env=environment, check=True, timeout=300)
+    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=0, atol=1e-6)
 
 
 def test_linear_tokens_start_better_with_each_doubling(trained):

@@ -20,6 +20,7 @@ from .export import export
 from .generate import generate
 from .listing import info, list_families
 from .push import pull, push
+from .scorer import scorer
 from .showcase import showcase
 from .stats import stats
 from .tokens import detokenize, reconstruct, tokenize
@@ -40,6 +41,7 @@ for _command in (
     pull,
     train,
     evaluate,
+    scorer,
     stats,
     showcase,
     demo,

@@ -241,7 +241,7 @@ class Trainer:
         return tensors
 
     def _save_best(self, score: float, averaged: dict[str, Tensor]) -> None:
-        if score > self.best:
+        if score > self.best and self.recipe.log.best:
             self.best = score
             write_folder(self.output / BEST, {"ema": averaged}, self._state())
 

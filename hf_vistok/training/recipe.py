@@ -47,6 +47,8 @@ class ModelRecipe:
         config: fields of its configuration that differ from the defaults.
         init_from: a checkpoint (folder or id) to continue from, in place of `type` and `config`.
         identity_convs: names of convolutions that start as the identity.
+        posterior_logvar: what the posterior's log-variance starts as, of an AutoencoderKL. It is about 0 otherwise: more
+            noise than signal, and some channels are given up for good.
         lora: train low-rank updates beside frozen weights.
     """
 
@@ -54,6 +56,7 @@ class ModelRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     init_from: str | None = None
     identity_convs: list[str] = field(default_factory=list)
+    posterior_logvar: float | None = None
     lora: LoraRecipe | None = None
 
 
@@ -194,6 +197,7 @@ class LogRecipe:
         checkpoints: the training state.
         keep: how many checkpoints to keep, besides the best.
         evaluate_images: how many held-out pictures to take, 0 for all.
+        best: whether the result of the run is its best evaluation; else it is the last step.
         tracker: "tensorboard", "wandb" or "trackio", through accelerate; None for the JSON lines alone.
     """
 
@@ -203,6 +207,7 @@ class LogRecipe:
     checkpoints: int = 250
     keep: int = 2
     evaluate_images: int = 256
+    best: bool = True
     tracker: str | None = None
 
 
@@ -337,10 +342,12 @@ class PriorRecipe(Recipe):
     Args:
         tokenizer: run of stage "flow_tokenizer".
         captions: what texts say.
+        sheet_settings: options of the model's `generate` for the sheets.
     """
 
     tokenizer: str = ""
     captions: CaptionRecipe = field(default_factory=CaptionRecipe)
+    sheet_settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -70,7 +70,18 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
             raise RecipeError(f"recipe.model.identity_convs: {name!r} is no convolution of {model_class.__name__}.")
         nn.init.dirac_(conv.weight)
         nn.init.zeros_(conv.bias)
+    if recipe.posterior_logvar is not None:
+        _start_logvar(model, recipe.posterior_logvar)
     return model
+
+
+def _start_logvar(model: nn.Module, value: float) -> None:
+    conv = getattr(getattr(model, "model", None), "quant_conv", None)
+    if getattr(model, "kind", None) != "AutoencoderKL" or conv is None:
+        raise RecipeError("recipe.model.posterior_logvar: the model is no AutoencoderKL with a quant_conv.")
+    rows = slice(conv.out_channels // 2, None)
+    nn.init.zeros_(conv.weight[rows])
+    nn.init.constant_(conv.bias[rows], value)
 
 
 def classes_of(model_type: str) -> tuple[type, type]:

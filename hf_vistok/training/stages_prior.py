@@ -174,7 +174,7 @@ class PriorStage(Stage):
             null = self._text(
                 {name: value.expand(len(part.images), -1) for name, value in self.empty.items()}, "negative_"
             )
-            written = model.generate(**text, **null, generator=generator, cfg_scale=2.0, temperature=0.7).token_ids
+            written = model.generate(**text, **null, generator=generator, **self.recipe.sheet_settings).token_ids
             true = torch.from_numpy(part.images[:, 0]).to(self.device)
             rows += [("true", self._draw(true, part)), ("prior", self._draw(written, part))]
         return rows
