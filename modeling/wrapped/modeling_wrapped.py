@@ -10,7 +10,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..layers.conv_codec import check_multiple, flatten_grid, grid_of, unflatten_grid
 from ..layers.quantizers import nearest_code
-from ..layers.vae import vae_factor, vae_pixels, vae_posterior
+from ..layers.vae import pixel_block, vae_factor, vae_pixels, vae_posterior
 from ..modeling_utils import PreTrainedImageTokenizer
 from ..outputs import ImageTokenizerDecoderOutput, ImageTokenizerEncoderOutput, ImageTokenizerOutput
 from .configuration_wrapped import LIBRARIES, WrappedTokenizerConfig
@@ -184,6 +184,8 @@ def config_of(inner: nn.Module) -> WrappedTokenizerConfig:
     if LIBRARIES[name] == "diffusers":
         fields = {key: value for key, value in dict(inner.config).items() if not key.startswith("_")}
         size = fields.get("sample_size") or 512
+        if name == "AutoencoderKL" and isinstance(size, int):  # of what its first convolution sees
+            size *= pixel_block(inner)
     else:
         fields, size = inner.config.to_diff_dict(), getattr(inner.config, "resolution", 512)
     options: dict[str, Any] = {"image_size": size if isinstance(size, int) else min(size)}
