@@ -1,4 +1,4 @@
-"""The image-text scorer and what it says of a chain, on pictures of colours and with stand-ins for the frozen networks."""
+"""The image-text scorer and what it says of a chain: flat colours, and stand-ins for the frozen networks."""
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ import yaml
 from PIL import Image
 
 from hf_vistok.training import checkpoint
-from hf_vistok.training.chain import part_recipes, train_chain
+from hf_vistok.training.chain import build_pipeline, part_recipes, train_chain
 from hf_vistok.training.core import Trainer
-from hf_vistok.training.recipe import RecipeError, load_recipe, parse_recipe, recipe_folder
+from hf_vistok.training.export import export_checkpoint
+from hf_vistok.training.recipe import LoraRecipe, RecipeError, load_recipe, parse_recipe, recipe_folder
+from hf_vistok.training.stages_flow import load_flow_tokenizer
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "grey": (120, 120, 120)}
 
@@ -83,6 +86,81 @@ def test_a_finished_chain_is_not_trained_again(trained):
     before = (folder / "runs" / "emoji-smoke-prior" / "log.jsonl").stat().st_mtime_ns
     train_chain(recipe, folder / "runs", folder / "again", quiet=True)
     assert (folder / "runs" / "emoji-smoke-prior" / "log.jsonl").stat().st_mtime_ns == before
+
+
+def test_parts_are_exported_alone(trained, tmp_path):
+    from hf_vistok import AutoImagePrior, AutoImageTokenizer
+
+    recipe, folder = trained
+    _, tokenizer_run, prior_run = (folder / "runs" / part.name for part in part_recipes(recipe, folder / "runs"))
+    model = AutoImageTokenizer.from_pretrained(str(export_checkpoint(tokenizer_run, tmp_path / "tokenizer")))
+    pictures = model.decode_tokens(model.encode(torch.zeros(1, 3, 64, 64)).token_ids).sample
+    assert pictures.shape == (1, 3, 64, 64)
+    prior = AutoImagePrior.from_pretrained(str(export_checkpoint(prior_run, tmp_path / "prior")))
+    assert prior.num_tokens == 4 and prior.codebook_size == model.codebook_size
+
+
+def continued(part, source, lora, **config):
+    """The recipe of a part that goes on from `source`."""
+    part = copy.deepcopy(part)
+    part.model.type, part.model.config, part.model.init_from = None, config, str(source)
+    part.model.lora = LoraRecipe(rank=2) if lora else None
+    part.steps, part.name = 3, "continued"
+    return part
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_chain_is_trained_on_from_its_pipeline(trained, lora, tmp_path):
+    from hf_vistok import AutoImageTokenizer
+
+    recipe, folder = trained
+    _, tokenizer, prior = part_recipes(recipe, folder / "runs")
+    tokenizer = continued(tokenizer, folder / "pipeline", lora, token_corruption=0.5)
+    before = AutoImageTokenizer.from_pretrained(str(folder / "pipeline")).transformer.state_dict()
+    trainer = Trainer(tokenizer, tmp_path / "tokenizer", quiet=True)
+    assert trainer.stage.model.image_tokenizer.config.token_corruption == 0.5
+    trainer.run()
+    after = load_flow_tokenizer(tmp_path / "tokenizer")[0].image_tokenizer.transformer.state_dict()
+    assert after.keys() == before.keys()
+    changed = [name for name in before if not torch.allclose(after[name], before[name], atol=1e-7)]
+    assert any("layers" in name for name in changed)
+    prior = continued(prior, export_checkpoint(Path(prior.output), tmp_path / "exported"), lora)
+    prior.tokenizer = str(tmp_path / "tokenizer")
+    Trainer(prior, tmp_path / "prior", quiet=True).run()
+    pipe = build_pipeline(tmp_path / "tokenizer", tmp_path / "prior")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red square", num_tokens=2).images[0].size == (64, 64)
+
+
+def test_a_teacher_teaches_the_decoder(trained, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    recipe, folder = trained
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "teacher")
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "resample": 3}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_center_crop": False}
+    (tmp_path / "teacher" / "preprocessor_config.json").write_text(json.dumps(processor))
+    part = copy.deepcopy(part_recipes(recipe, folder / "runs")[1])
+    part.teachers = [str(tmp_path / "teacher")]
+    with pytest.raises(RecipeError, match="teacher"):
+        Trainer(copy.deepcopy(part), tmp_path / "refused", quiet=True)
+    part.model.config |= {"alignment_dim": 16, "alignment_hidden_dim": 32}
+    part.model.config["transformer_config"]["feature_layer"] = 0
+    Trainer(part, tmp_path / "run", quiet=True).run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    alignment = [line["alignment_loss"] for line in lines]
+    assert len(alignment) == 6 and all(0 < value < 2 for value in alignment) and alignment[-1] < alignment[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [({"vae_config": {}}, "cannot be changed"), ({"tokn_corruption": 1}, "'tokn_corruption'")]
+)
+def test_what_a_checkpoint_cannot_change_is_refused(trained, config, message, tmp_path):
+    recipe, folder = trained
+    part = continued(part_recipes(recipe, folder / "runs")[1], folder / "pipeline", False, **config)
+    with pytest.raises(RecipeError, match=message):
+        Trainer(part, tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize("stage", ["flow_tokenizer", "prior"])

@@ -23,7 +23,8 @@ def evaluate(
         int, typer.Option(help="Also score pictures drawn from names of the emoji set: so many of each split.")
     ] = 0,
     scorer: Annotated[
-        Path | None, typer.Option(help="What --prompts measures with, see `hf-vistok scorer`; the package's by default.")
+        Path | None,
+        typer.Option(help="What --prompts measures with, see `hf-vistok scorer`; the package's by default."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
     sheet: Annotated[Path | None, typer.Option(help="Also write a sheet of 12 pictures to this PNG file.")] = None,
@@ -61,7 +62,13 @@ def evaluate(
 
 
 def score_prompts(
-    checkpoint: str, data: str, size: int, styles: list[str] | None, count: int, scorer: Path | None, figures: dict[str, Any]
+    checkpoint: str,
+    data: str,
+    size: int,
+    styles: list[str] | None,
+    count: int,
+    scorer: Path | None,
+    figures: dict[str, Any],
 ) -> str:
     """The tables of a text-to-image pipeline; its figures go to `figures`."""
     import time
@@ -85,7 +92,9 @@ def score_prompts(
     pipe.set_progress_bar_config(disable=True)
     judge = ImageTextScorer.from_pretrained(str(scorer or Path(__file__).parents[1] / "evaluation" / "emoji_scorer"))
     known = EmojiSource(Path(data), size, "train", styles)
-    splits = {split: spread(EmojiSource(Path(data), size, split, styles), count) for split in ("train", "pairs", "names")}
+    splits = {
+        split: spread(EmojiSource(Path(data), size, split, styles), count) for split in ("train", "pairs", "names")
+    }
     scores = prompt_scores(pipe, judge.eval(), splits, known.records)
     seconds = seconds_for(pipe, [prompt_of(record) for record in spread(known, 16).records])
     figures |= {"prompts": prompt_rows(scores), "seconds_to_load": loading, "seconds_for_16_pictures": seconds}

@@ -12,7 +12,7 @@ def scorer(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
 ) -> None:
-    """Train an image-text scorer on real pictures, for `evaluate --prompts`. Trained before a generator, never on one."""
+    """Train an image-text scorer on real pictures, for `evaluate --prompts`; never on what a generator made."""
     from hashlib import sha256
 
     import numpy as np

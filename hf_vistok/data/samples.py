@@ -20,6 +20,7 @@ class Samples:
         records: of the emoji set: style and tags besides the name.
         token_mask: bool of the shape of ids, where their number differs between pictures.
         labels: int64 classes `(B,)`.
+        pictures: uint8 `(B, H, W, 3)` beside cached latents, where a stage wants both.
     """
 
     images: np.ndarray
@@ -27,11 +28,12 @@ class Samples:
     records: list[Record] | None = None
     token_mask: np.ndarray | None = None
     labels: np.ndarray | None = None
+    pictures: np.ndarray | None = None
 
     def __getitem__(self, part: slice) -> "Samples":
         """Some of the samples."""
-        mask, labels = (None if x is None else x[part] for x in (self.token_mask, self.labels))
-        return Samples(self.images[part], self.captions[part], self.records and self.records[part], mask, labels)
+        further = (None if x is None else x[part] for x in (self.token_mask, self.labels, self.pictures))
+        return Samples(self.images[part], self.captions[part], self.records and self.records[part], *further)
 
 
 @dataclass

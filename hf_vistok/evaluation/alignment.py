@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data.draws import hashed, integers, uniform
 from ..data.emoji import Record
 from ..training.perceptual import load_efficientnet_lite0
-from ..training.text import MINILM, minilm_folder, style_words
+from ..training.text import minilm_folder, style_words
 from .reconstruction import to_pixels
 
 IMAGE_SIDE = 128  # small pictures are enlarged to what the network can see

@@ -142,15 +142,17 @@ def seconds_for(pipe: Any, prompts: list[str], rounds: int = 3) -> float:
 
 def markdown_prompts(scores: Sequence[PromptScore]) -> str:
     """The scores as a Markdown table."""
-    lines = ["| prompts | pictures | name, top-1 of 100 | of the real ones' | style | PSNR (dB) |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| prompts | pictures | name, top-1 of 100 | of the real ones' | style | PSNR (dB) |",
+        "|---|---|---|---|---|---|",
+    ]
     real = {score.split: score.name for score in scores if score.pictures == "real"}
     for score in scores:
         share = f"{score.name / real[score.split]:.0%}" if real.get(score.split) else "-"
         psnr = "" if score.psnr is None else f"{score.psnr:.1f}"
-        lines.append(
-            f"| {score.split} ({score.count}) | {score.pictures} | {score.name:.1%} | {share} | {score.style:.0%} | {psnr} |"
-        )
-    return "\n".join(lines)
+        cells = f"{score.split} ({score.count})", score.pictures, f"{score.name:.1%}", share, f"{score.style:.0%}", psnr
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\nChance: {1 / CANDIDATES:.0%} of names."
 
 
 def prompt_rows(scores: Sequence[PromptScore]) -> list[dict[str, Any]]:

@@ -52,6 +52,14 @@ def load_trained(run: Path) -> tuple[PreTrainedModel, dict]:
         from .stages_tokens import load_token_model
 
         return load_token_model(tensors["ema"], recipe), state
+    if recipe.stage == "flow_tokenizer":
+        from .stages_flow import load_flow_tokenizer
+
+        return load_flow_tokenizer(run)[0].image_tokenizer, state
+    if recipe.stage == "prior":
+        from .stages_prior import load_prior
+
+        return load_prior(run)
     model = load_weights(build_model(recipe.model, recipe.seed), tensors["ema"], recipe.model.lora)
     return model.eval(), state
 

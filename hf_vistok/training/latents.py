@@ -23,6 +23,7 @@ class LatentSource:
         mirror: whether to keep the mirror images too.
         batch_size: pictures at once.
         device: where the VAE runs.
+        pictures: whether the pictures themselves are wanted beside their latents.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class LatentSource:
         mirror: bool,
         batch_size: int = 64,
         device: torch.device | str = "cpu",
+        pictures: bool = False,
     ) -> None:
-        self.source, self.batch_size, self.device = source, batch_size, device
+        self.source, self.batch_size, self.device, self.pictures = source, batch_size, device, pictures
         variants = [self._encode(vae, lambda x: x)]
         if mirror:
             variants.append(self._encode(vae, lambda x: x.flip(3)))
@@ -60,7 +62,8 @@ class LatentSource:
     def take(self, indices: np.ndarray) -> Samples:
         """The samples at `indices`; `images` are latents `(B, variants, C, h, w)`."""
         samples = self.source.take(indices)
-        return Samples(self.latents[indices], samples.captions, samples.records)
+        pictures = samples.images if self.pictures else None
+        return Samples(self.latents[indices], samples.captions, samples.records, pictures=pictures)
 
     def statistics(self) -> tuple[float, float]:
         """Mean and standard deviation of all latents."""

@@ -47,8 +47,8 @@ class ModelRecipe:
         config: fields of its configuration that differ from the defaults.
         init_from: a checkpoint (folder or id) to continue from, in place of `type` and `config`.
         identity_convs: names of convolutions that start as the identity.
-        posterior_logvar: what the posterior's log-variance starts as, of an AutoencoderKL. It is about 0 otherwise: more
-            noise than signal, and some channels are given up for good.
+        posterior_logvar: what the posterior's log-variance starts as, of an AutoencoderKL. It is about 0 otherwise:
+            more noise than signal, and some channels are given up for good.
         lora: train low-rank updates beside frozen weights.
     """
 
@@ -322,6 +322,8 @@ class FlowTokenizerRecipe(Recipe):
         short_tokens: the longest of those.
         linear_scale: of the closed-form start of linear tokens.
         freeze_encoder: keep the encoder as it starts.
+        teachers: a frozen vision model whose features the decoder aligns with (REPA; needs the model's `alignment_dim`
+            and `feature_layer`), see [`TokenizerRecipe`].
     """
 
     vae: str = ""
@@ -332,6 +334,7 @@ class FlowTokenizerRecipe(Recipe):
     short_tokens: int = 16
     linear_scale: float = 0.6
     freeze_encoder: bool = False
+    teachers: list[str] | None = None
 
 
 @dataclass

@@ -142,6 +142,13 @@ def draw_prefix_lengths(model: nn.Module, recipe: PrefixRecipe, seed: int, posit
     return np.where(kind < recipe.full, top, np.where(kind < recipe.full + recipe.powers, power, any_length))
 
 
+def draw_mirrored(
+    samples: Samples, positions: np.ndarray, seed: int, flip: float, plain: bool, allowed: np.ndarray | bool = True
+) -> np.ndarray:
+    """Of which pictures the mirror image is taken, bool `(B,)`; arguments as in [`pick_variants`]."""
+    return (uniform(seed, "flip", positions) < flip) & allowed & (samples.images.shape[1] > 1) & (not plain)
+
+
 def pick_variants(
     samples: Samples, positions: np.ndarray, seed: int, flip: float, plain: bool, allowed: np.ndarray | bool = True
 ) -> Tensor:
@@ -155,7 +162,7 @@ def pick_variants(
         plain: no mirror images.
         allowed: bool `(B,)`, whose mirror images may be taken.
     """
-    mirrored = (uniform(seed, "flip", positions) < flip) & allowed & (samples.images.shape[1] > 1) & (not plain)
+    mirrored = draw_mirrored(samples, positions, seed, flip, plain, allowed)
     return torch.from_numpy(samples.images[np.arange(len(positions)), mirrored.astype(np.int64)])
 
 

@@ -17,6 +17,7 @@ from ..evaluation.reconstruction import (
     to_bytes,
     to_pixels,
 )
+from ..modeling.flextok.configuration_flextok import FlexTokConfig
 from ..modeling.flextok.modeling_flextok import FlexTokModel
 from ..modeling.layers.vae import scale_latents, vae_decode
 from ..modeling.text_table.configuration_text_table import TextTableConfig
@@ -24,7 +25,8 @@ from ..modeling.text_table.modeling_text_table import TextTableModel
 from .latents import LatentSource, solve_linear_tokens
 from .lora import load_weights
 from .recipe import FlowTokenizerRecipe, RecipeError, parse_recipe
-from .stages import Batch, LossOutput, Stage, build_config, draw_prefix_lengths, open_data, pick_variants
+from .stages import Batch, LossOutput, Stage, build_config, draw_mirrored, draw_prefix_lengths, open_data, pick_variants
+from .teachers import VisionTeacher, check_teachers, teacher_kwargs
 from .text import (
     TEXT_INPUTS,
     can_mirror,
@@ -68,10 +70,12 @@ class TextAndTokenizer(nn.Module):
         num_tokens: Tensor | None,
         text: dict[str, Tensor] | None,
         generator: torch.Generator | None = None,
+        teacher_features: Tensor | None = None,
     ) -> Any:
         """The losses of scaled latents `(B, C, h, w)`, see `FlexTokModel.forward`."""
         conditions = self.text(**text) if text is not None else {}
-        return self.image_tokenizer(num_tokens=num_tokens, vae_latents=latents, generator=generator, **conditions)
+        draws = {"generator": generator, "teacher_features": teacher_features}
+        return self.image_tokenizer(num_tokens=num_tokens, vae_latents=latents, **draws, **conditions)
 
 
 def load_vae(path: str) -> nn.Module:
@@ -94,6 +98,19 @@ def load_vae(path: str) -> nn.Module:
     return inner.eval().requires_grad_(False)
 
 
+def load_text(source: str, model: FlexTokModel) -> tuple[PreTrainedTokenizerFast | None, TextTableModel | None]:
+    """Text tokenizer and text encoder of a checkpoint's pipeline; None where its decoder sees no text."""
+    from ..hub import resolve_source
+
+    if not model.transformer.has_text:
+        return None, None
+    folder = str(resolve_source(source))
+    return (
+        PreTrainedTokenizerFast.from_pretrained(folder, subfolder="tokenizer"),
+        TextTableModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32),
+    )
+
+
 class FlowTokenizerStage(Stage):
     """
     A FlexTok on cached latents.
@@ -105,26 +122,65 @@ class FlowTokenizerStage(Stage):
 
     def __init__(self, recipe: FlowTokenizerRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        config = build_config(recipe.model)
-        vae = load_vae(recipe.vae)
+        known = self._load_known() if recipe.model.init_from is not None else None
+        config = build_config(recipe.model) if known is None else known.config
+        vae = load_vae(recipe.vae) if known is None else known.vae
         source = open_data(recipe.data, config.image_size)
         if isinstance(source, StreamSource):
             raise RecipeError("recipe.data: this stage keeps latents of all pictures: it takes no stream.")
-        self.data = LatentSource(source, vae.to(device), mirror=recipe.data.flip > 0, device=device)
-        mean, std = self.data.statistics()
-        vae.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
-        config.vae_config = {k: v for k, v in dict(vae.config).items() if not k.startswith("_")}
-        config.transformer_config = {**config.transformer_config, **self._text_dims()}
-        torch.manual_seed(recipe.seed)
-        image_tokenizer = FlexTokModel(config)
-        image_tokenizer.vae.load_state_dict(vae.state_dict())
-        self.tokenizer, text_encoder = self._build_text()
-        self.model = TextAndTokenizer(image_tokenizer, text_encoder).to(device)
+        self.teachers = [VisionTeacher.from_pretrained(name).to(device) for name in recipe.teachers or ()]
+        self.data = LatentSource(
+            source, vae.to(device), mirror=recipe.data.flip > 0, device=device, pictures=bool(self.teachers)
+        )
+        if known is None:
+            known = self._build_tokenizer(config, vae)
+            self.tokenizer, text_encoder = self._build_text()
+        else:
+            self.tokenizer, text_encoder = load_text(recipe.model.init_from, known)
+        self._check_teachers(known)
+        self.model = TextAndTokenizer(known, text_encoder).to(device)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self._start()
         self._open_validation()
 
     # ------------------------------------------------------------------ set-up
+
+    def _load_known(self) -> FlexTokModel:
+        """The checkpoint that the recipe continues from; `model.config` may change how it is trained."""
+        from ..auto_classes import AutoImageTokenizer
+
+        recipe = self.recipe.model
+        model = AutoImageTokenizer.from_pretrained(recipe.init_from, dtype=torch.float32)
+        if not isinstance(model, FlexTokModel):
+            raise RecipeError(f"recipe.model.init_from: {recipe.init_from} holds a {type(model).__name__}, no FlexTok.")
+        for name, value in recipe.config.items():
+            if not hasattr(model.config, name) or name.endswith("_config"):
+                raise RecipeError(f"recipe.model.config: {name!r} cannot be changed in a checkpoint.")
+            setattr(model.config, name, value)
+        return model
+
+    def _check_teachers(self, model: FlexTokModel) -> None:
+        if not self.teachers:
+            return
+        try:
+            check_teachers(model, len(self.teachers))
+        except ValueError as error:
+            raise RecipeError(f"recipe.teachers: {error}") from error
+        if model.config.alignment_dim != self.teachers[0].dim or model.transformer.config.feature_layer is None:
+            raise RecipeError(
+                f"recipe.teachers: the features have {self.teachers[0].dim} values; set model.config.alignment_dim to "
+                "that, and transformer_config.feature_layer to the block that is aligned."
+            )
+
+    def _build_tokenizer(self, config: FlexTokConfig, vae: nn.Module) -> FlexTokModel:
+        mean, std = self.data.statistics()
+        vae.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
+        config.vae_config = {k: v for k, v in dict(vae.config).items() if not k.startswith("_")}
+        config.transformer_config = {**config.transformer_config, **self._text_dims()}
+        torch.manual_seed(self.recipe.seed)
+        model = FlexTokModel(config)
+        model.vae.load_state_dict(vae.state_dict())
+        return model
 
     def _text_dims(self) -> dict[str, int]:
         width = self.recipe.text.hidden_size if self.recipe.text else 0
@@ -161,8 +217,8 @@ class FlowTokenizerStage(Stage):
 
     def _start(self) -> None:
         """The closed-form start of linear tokens; see [`solve_linear_tokens`]."""
-        model = self.model.image_tokenizer
-        if model.config.encoder_type == "linear" and model.transformer.token_map is not None:
+        model, fresh = self.model.image_tokenizer, self.recipe.model.init_from is None
+        if fresh and model.config.encoder_type == "linear" and model.transformer.token_map is not None:
             latents = scale_latents(
                 model.vae, torch.from_numpy(self.data.latents.reshape(-1, *self.data.latents.shape[2:]))
             )
@@ -203,9 +259,13 @@ class FlowTokenizerStage(Stage):
 
     def batch(self, samples: Samples, positions: np.ndarray, plain: bool = False) -> Batch:
         """See `TokenizerStage.batch`; `samples.images` are latents `(B, variants, C, h, w)`."""
-        flip, allowed = self.recipe.data.flip, can_mirror(samples)
-        latents = pick_variants(samples, positions, self.recipe.seed, flip, plain, allowed).to(self.device)
-        return self._with_conditions(scale_latents(self.model.image_tokenizer.vae, latents), samples, positions)
+        draws = (positions, self.recipe.seed, self.recipe.data.flip, plain, can_mirror(samples))
+        latents = pick_variants(samples, *draws).to(self.device)
+        batch = self._with_conditions(scale_latents(self.model.image_tokenizer.vae, latents), samples, positions)
+        if self.teachers:
+            mirrored = draw_mirrored(samples, *draws)[:, None, None, None]
+            batch["pixels"] = to_pixels(np.where(mirrored, samples.pictures[:, :, ::-1], samples.pictures), self.device)
+        return batch
 
     def _with_conditions(self, latents: Tensor, samples: Samples, positions: np.ndarray) -> Batch:
         """Scaled latents with the lengths and the texts that are drawn for them."""
@@ -224,12 +284,13 @@ class FlowTokenizerStage(Stage):
         return np.where(uniform(seed, "prefix is short", positions) < recipe.short, short, lengths)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        found = tokenize_texts(self.tokenizer, texts, self.recipe.text.max_length)
+        found = tokenize_texts(self.tokenizer, texts, self.model.text_encoder.config.max_length)
         return {name: value.to(self.device) for name, value in found.items()}
 
     def loss(self, objective: str, modules: dict[str, nn.Module], batch: Batch, step: int) -> LossOutput:
         """The model's own loss; see `TokenizerStage.loss`."""
-        output = modules["model"](batch["latents"], batch.get("num_tokens"), self._text_inputs(batch))
+        features = teacher_kwargs(self.model.image_tokenizer, self.teachers, batch["pixels"]) if self.teachers else {}
+        output = modules["model"](batch["latents"], batch.get("num_tokens"), self._text_inputs(batch), **features)
         return LossOutput(output.loss, dict(output.losses), output.token_ids)
 
     def _text_inputs(self, batch: Batch) -> dict[str, Tensor] | None:
@@ -316,7 +377,6 @@ def load_flow_tokenizer(run: Path) -> tuple[TextAndTokenizer, PreTrainedTokenize
     Raises:
         CheckpointError: where the folder holds no state.
     """
-    from ..modeling.flextok.configuration_flextok import FlexTokConfig
     from .checkpoint import read_folder
     from .export import state_folder
 

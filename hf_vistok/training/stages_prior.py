@@ -1,5 +1,6 @@
 """The stage of priors: next-token (or masked-token) losses over the ids of a trained tokenizer, from its texts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from ..modeling.layers.vae import scale_latents
 from .latents import LatentSource
 from .lora import load_weights
 from .recipe import DataRecipe, PriorRecipe, RecipeError, parse_recipe
-from .stages import Batch, LossOutput, Stage, build_config, classes_of, open_data, pick_variants
+from .stages import Batch, LossOutput, Stage, classes_of, open_data, pick_variants
 from .stages_flow import TextAndTokenizer, draw_pictures, load_flow_tokenizer
+from .stages_tokens import build_prior
 from .text import TEXT_INPUTS, can_mirror, compose_captions, style_words, tokenize_texts
 
 
@@ -85,15 +87,22 @@ class PriorStage(Stage):
             "text_dim": self.parts.text_encoder.config.hidden_size,
             "text_length": self.parts.text_encoder.config.max_length,
         }
-        self.recipe.model.config = {**self.recipe.model.config, **fixed}
-        config = build_config(self.recipe.model)
-        if config.num_image_tokens > image_tokenizer.num_tokens:
+        recipe = self.recipe.model
+        if recipe.init_from is None:
+            recipe.config = {**recipe.config, **fixed}
+        model = build_prior(recipe, self.recipe.seed)
+        for name, value in fixed.items():
+            if getattr(model.config, name, None) != value:
+                found = getattr(model.config, name, None)
+                raise RecipeError(
+                    f"recipe.model: {type(model).__name__} has {name} {found}, the tokenizer's run needs {value}."
+                )
+        if model.num_tokens > image_tokenizer.num_tokens:
             raise RecipeError(
-                f"recipe.model.config: num_image_tokens is {config.num_image_tokens}, the tokenizer has "
+                f"recipe.model.config: num_image_tokens is {model.num_tokens}, the tokenizer has "
                 f"{image_tokenizer.num_tokens}."
             )
-        torch.manual_seed(self.recipe.seed)
-        return classes_of(self.recipe.model.type)[0](config).to(self.device)
+        return model.to(self.device)
 
     def _open(self, data: DataRecipe, mirror: bool) -> IdSource:
         tokenizer = self.parts.image_tokenizer
@@ -101,7 +110,7 @@ class PriorStage(Stage):
         if isinstance(source, StreamSource):
             raise RecipeError("recipe.data: this stage keeps the ids of all pictures: it takes no stream.")
         latents = LatentSource(source, tokenizer.vae, mirror=mirror, device=self.device)
-        return IdSource(latents, self.parts, self.model.config.num_image_tokens)
+        return IdSource(latents, self.parts, self.model.num_tokens)
 
     def write_assets(self, folder: Path) -> None:
         """The configuration of the prior."""
@@ -195,7 +204,8 @@ def load_prior(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     from .export import state_folder
 
     tensors, state = read_folder(state_folder(run))
-    model_class, config_class = classes_of(state["recipe"]["model"]["type"])
-    model = model_class(config_class.from_pretrained(run / "assets" / "prior"))
+    assets = run / "assets" / "prior"
+    model_class, config_class = classes_of(json.loads((assets / "config.json").read_text())["model_type"])
+    model = model_class(config_class.from_pretrained(assets))
     lora = parse_recipe(state["recipe"]).model.lora
     return load_weights(model, tensors["ema"], lora).eval(), state
