@@ -8,8 +8,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.ar_prior_utils import PreTrainedARPrior
 from ..modeling.flextok.modeling_flextok import FlexTokModel
 from ..modeling.flextok.modeling_flextok_encoder import FlexTokEncoder
 from ..modeling.flextok.modeling_flextok_linear import FlexTokLinearEncoder
@@ -53,7 +55,7 @@ class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
     Text-to-image or class-conditional generation with FlexTok.
 
     Args:
-        prior: writes ids from a text or a class ([`FlexARPrior`]).
+        prior: writes ids from a text or a class ([`FlexARPrior`]), or a masked one of texts ([`MaskGenPrior`]).
         transformer: the flow decoder, which also knows what ids mean.
         vae: turns its latents into pixels.
         scheduler: Euler steps; equal ones where None.
@@ -213,15 +215,13 @@ class FlexTokPipeline(PromptMixin, ImageTokenPipeline):
             raise ValueError(f"prior_token_ids has {prefix.shape[1]} tokens, more than num_tokens={num_tokens}.")
         if prefix is not None and prefix.shape[1] == num_tokens:
             return prefix, None
-        output = self.prior.generate(
-            **conditions.prior,
-            prior_token_ids=prefix,
-            num_tokens=num_tokens,
-            cfg_scale=prior_guidance_scale,
-            generator=generator,
-            **options,
-        )
-        return output.token_ids, output.log_probs
+        options = {**options, "cfg_scale": prior_guidance_scale, "generator": generator}
+        if isinstance(self.prior, PreTrainedARPrior):
+            options["num_tokens"] = num_tokens
+        elif prefix is not None:  # masked priors write all their tokens at once
+            prefix = pad(prefix, (0, self.prior.num_tokens - prefix.shape[1]), value=self.prior.mask_token_id)
+        output = self.prior.generate(**conditions.prior, prior_token_ids=prefix, **options)
+        return output.token_ids[:, :num_tokens], output.log_probs
 
     @torch.no_grad()
     def generate_prior_tokens(

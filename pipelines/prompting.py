@@ -29,7 +29,12 @@ def check_prompts(prompt: Any, name: str = "prompt", allow_empty: bool = False) 
 
 
 def encode_texts(
-    tokenizer: Any, text_encoder: Any, texts: list[str], max_length: int | None, device: torch.device
+    tokenizer: Any,
+    text_encoder: Any,
+    texts: list[str],
+    max_length: int | None,
+    device: torch.device,
+    to_longest: bool = True,
 ) -> dict[str, Tensor]:
     """
     Features of texts, padded on the tokenizer's side to the longest of them.
@@ -39,6 +44,7 @@ def encode_texts(
         texts: may hold the empty string.
         max_length: longest text in tokens; as the tokenizer says where None.
         device: of the encoder.
+        to_longest: else they are padded to the limit.
 
     Returns:
         `encoder_hidden_states` `(B, T, D)`, `encoder_attention_mask` `(B, T)`, and `pooled_projections` `(B, D)` where
@@ -48,7 +54,8 @@ def encode_texts(
         ValueError: for a text that is too long, naming it and the limit.
     """
     limit = tokenizer.model_max_length if max_length is None else max_length
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    padding = {"padding": True} if to_longest else {"padding": "max_length", "max_length": limit}
+    tokens = tokenizer(texts, **padding, return_tensors="pt")
     lengths = tokens.attention_mask.sum(1).tolist()
     for text, length in zip(texts, lengths, strict=True):
         if length > limit:
@@ -110,8 +117,14 @@ class PromptMixin:
             raise ValueError("This pipeline has no text_encoder: it draws classes (class_labels=).")
         own, limit = self.tokenizer.model_max_length, getattr(self.prior, "text_length", None)
         limit = own if limit is None else min(limit, own)
-        features = encode_texts(self.tokenizer, self.text_encoder, prompts, limit, self._execution_device)
+        # a prior that takes no mask has seen texts of one length
+        masked = "encoder_attention_mask" in self._prior_inputs()
+        features = encode_texts(self.tokenizer, self.text_encoder, prompts, limit, self._execution_device, masked)
         return repeat_rows(features, num_images_per_prompt)
+
+    def _prior_inputs(self) -> Any:
+        """Names of what the prior takes."""
+        return inspect.signature(getattr(self.prior, "condition", self.prior.generate)).parameters
 
     def make_conditions(
         self,
@@ -150,7 +163,7 @@ class PromptMixin:
         if not negative:
             negative = self._encode_negative(negative_prompt, batch, count)
         every = {**text, **{f"negative_{name}": value for name, value in negative.items()}}
-        known = inspect.signature(getattr(self.prior, "condition", self.prior.generate)).parameters
+        known = self._prior_inputs()
         prior = {name: value for name, value in every.items() if name.removeprefix("negative_") in known}
         return Conditions(prior, batch, text, negative if real else {})
 

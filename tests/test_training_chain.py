@@ -16,8 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
+from hf_vistok import FlexTokPipeline
 from hf_vistok.training import checkpoint
-from hf_vistok.training.chain import build_pipeline, part_recipes, train_chain
+from hf_vistok.training.chain import build_pipeline, export_pipeline, part_recipes, train_chain
 from hf_vistok.training.core import Trainer
 from hf_vistok.training.export import export_checkpoint
 from hf_vistok.training.recipe import LoraRecipe, RecipeError, load_recipe, parse_recipe, recipe_folder
@@ -66,7 +67,7 @@ def trained(pictures, tmp_path_factory):
 
 
 def test_a_chain_ends_with_a_pipeline(trained):
-    from hf_vistok import AutoImageTokenizer, FlexTokPipeline
+    from hf_vistok import AutoImageTokenizer
 
     _, folder = trained
     pipe = FlexTokPipeline.from_pretrained(str(folder / "pipeline"))
@@ -130,6 +131,36 @@ def test_a_chain_is_trained_on_from_its_pipeline(trained, lora, tmp_path):
     pipe = build_pipeline(tmp_path / "tokenizer", tmp_path / "prior")
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red square", num_tokens=2).images[0].size == (64, 64)
+
+
+def test_a_masked_prior_takes_the_place_of_the_other(trained, tmp_path):
+    recipe, folder = trained
+    part = copy.deepcopy(part_recipes(recipe, folder / "runs")[2])
+    sizes = {"num_image_tokens": 4, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    part.model.type, part.model.config = "vistok_maskgen", {**sizes, "micro_condition": False, "num_spare_rows": 0}
+    part.sheet_settings = {"num_inference_steps": 2, "cfg_scale": 1.0}
+    Trainer(part, tmp_path / "run", quiet=True).run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and lines[-1]["held_out_loss"] > 0
+    settings = {"prior": {"num_inference_steps": 3, "cfg_scale": 1.0}}
+    export_pipeline(folder / "runs" / "emoji-smoke-tokenizer", tmp_path / "run", tmp_path / "pipeline", settings)
+    pipe = FlexTokPipeline.from_pretrained(str(tmp_path / "pipeline"))
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.prior).__name__ == "MaskGenPrior"
+    seeded = {"generator": torch.Generator().manual_seed(0)}
+    out = pipe(["a red square", "a blue square"], num_tokens=3, **seeded)
+    assert out.prior_token_ids.shape == (2, 3) and len(out.images) == 2 and out.log_probs is None
+    kept = torch.full((1, 2), 5)
+    ids = pipe.generate_prior_tokens("a red square", prior_token_ids=kept, **seeded)
+    assert ids.shape == (1, 4) and torch.equal(ids[:, :2], kept)
+
+
+def test_a_prior_of_classes_is_refused(trained, tmp_path):
+    recipe, folder = trained
+    part = copy.deepcopy(part_recipes(recipe, folder / "runs")[2])
+    part.model.type, part.model.config = "vistok_rar", {"num_image_tokens": 4}
+    with pytest.raises(RecipeError, match="RARPrior takes no text"):
+        Trainer(part, tmp_path, quiet=True)
 
 
 def test_a_teacher_teaches_the_decoder(trained, tmp_path):

@@ -320,6 +320,7 @@ class FlowTokenizerRecipe(Recipe):
         prefix: lengths of nested dropout; None leaves them to the model.
         short: share of pictures whose prefix is drawn uniformly from 0 to `short_tokens`, as a prior's sequences are.
         short_tokens: the longest of those.
+        empty: share of pictures without any token: else a decoder takes long to learn what a text is good for.
         linear_scale: of the closed-form start of linear tokens.
         freeze_encoder: keep the encoder as it starts.
         teachers: a frozen vision model whose features the decoder aligns with (REPA; needs the model's `alignment_dim`
@@ -332,6 +333,7 @@ class FlowTokenizerRecipe(Recipe):
     prefix: PrefixRecipe | None = None
     short: float = 0.0
     short_tokens: int = 16
+    empty: float = 0.0
     linear_scale: float = 0.6
     freeze_encoder: bool = False
     teachers: list[str] | None = None

@@ -281,7 +281,8 @@ class FlowTokenizerStage(Stage):
         seed, recipe = self.recipe.seed, self.recipe
         lengths = draw_prefix_lengths(self.model.image_tokenizer, recipe.prefix, seed, positions)
         short = integers(seed, "short prefix", positions, 0, recipe.short_tokens + 1)
-        return np.where(uniform(seed, "prefix is short", positions) < recipe.short, short, lengths)
+        lengths = np.where(uniform(seed, "prefix is short", positions) < recipe.short, short, lengths)
+        return np.where(uniform(seed, "prefix is empty", positions) < recipe.empty, 0, lengths)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         found = tokenize_texts(self.tokenizer, texts, self.model.text_encoder.config.max_length)

@@ -1,6 +1,8 @@
 """The stage of priors: next-token (or masked-token) losses over the ids of a trained tokenizer, from its texts."""
 
+import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.sources import Samples, StreamSource
+from ..modeling.ar_prior_utils import PreTrainedARPrior
 from ..modeling.layers.vae import scale_latents
 from .latents import LatentSource
 from .lora import load_weights
@@ -81,22 +84,22 @@ class PriorStage(Stage):
         self.empty = self._tokenize([""])
 
     def _build_model(self) -> nn.Module:
-        image_tokenizer = self.parts.image_tokenizer
-        fixed = {
-            "codebook_size": image_tokenizer.codebook_size,
-            "text_dim": self.parts.text_encoder.config.hidden_size,
-            "text_length": self.parts.text_encoder.config.max_length,
-        }
+        image_tokenizer, text = self.parts.image_tokenizer, self.parts.text_encoder.config
+        fixed = {"codebook_size": image_tokenizer.codebook_size, "text_length": text.max_length}
+        fixed |= dict.fromkeys(("text_dim", "text_embed_dim"), text.hidden_size)  # as families call it
         recipe = self.recipe.model
         if recipe.init_from is None:
-            recipe.config = {**recipe.config, **fixed}
+            known = {field.name for field in fields(classes_of(recipe.type)[1])}
+            recipe.config = {**recipe.config, **{name: value for name, value in fixed.items() if name in known}}
         model = build_prior(recipe, self.recipe.seed)
         for name, value in fixed.items():
-            if getattr(model.config, name, None) != value:
-                found = getattr(model.config, name, None)
+            found = getattr(model.config, name, value)
+            if found != value:
                 raise RecipeError(
                     f"recipe.model: {type(model).__name__} has {name} {found}, the tokenizer's run needs {value}."
                 )
+        if "encoder_hidden_states" not in inspect.signature(model.forward).parameters:
+            raise RecipeError(f"recipe.model: {type(model).__name__} takes no text.")
         if model.num_tokens > image_tokenizer.num_tokens:
             raise RecipeError(
                 f"recipe.model.config: num_image_tokens is {model.num_tokens}, the tokenizer has "
@@ -131,11 +134,15 @@ class PriorStage(Stage):
         return {name: value.to(self.device) for name, value in found.items()}
 
     def _text(self, batch: Batch, prefix: str = "") -> dict[str, Tensor]:
+        """What the prior takes of a text's features."""
         out = self.parts.text_encoder(*(batch[name] for name in TEXT_INPUTS))
-        return {
-            f"{prefix}encoder_hidden_states": out.last_hidden_state,
-            f"{prefix}encoder_attention_mask": out.attention_mask,
+        features = {
+            "encoder_hidden_states": out.last_hidden_state,
+            "encoder_attention_mask": out.attention_mask,
+            "pooled_projections": out.pooler_output,
         }
+        known = inspect.signature(self.model.forward).parameters
+        return {f"{prefix}{name}": value for name, value in features.items() if name in known}
 
     def loss(self, objective: str, modules: dict[str, nn.Module], batch: Batch, step: int) -> LossOutput:
         """The prior's own loss; see `TokenizerStage.loss`."""
@@ -154,9 +161,14 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss on held-out pictures, in nats per token: that of the first token, and the mean."""
+        """
+        Loss on held-out pictures; of autoregressive priors in nats per token, that of the first token beside the mean.
+        """
         if self.validation is None:
             return {}
+        if not isinstance(model, PreTrainedARPrior):
+            loss = self._held_out_loss(model)
+            return {"held_out_loss": loss, "score": -loss}
         total, first, count = 0.0, 0.0, len(self.validation.images)
         prompts = self._prompts(self.validation)
         for start in range(0, count, 256):
@@ -167,6 +179,18 @@ class PriorStage(Stage):
             total += float(losses.mean(1).sum())
             first += float(losses[:, 0].sum())
         return {"held_out_nats": total / count, "held_out_nats_first": first / count, "score": -total / count}
+
+    def _held_out_loss(self, model: nn.Module) -> float:
+        """Of masked priors, which draw what to hide: the same draws each time."""
+        prompts = self._tokenize(self._prompts(self.validation))
+        ids = torch.from_numpy(self.validation.images[:, 0]).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = float(
+                model.train()(token_ids=ids, **self._text(prompts), **self._text(self.empty, "negative_")).loss
+            )
+        model.eval()
+        return loss
 
     @torch.no_grad()
     def sheet(self, model: nn.Module, count: int = 12) -> list[tuple[str, np.ndarray]]:
