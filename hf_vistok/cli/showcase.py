@@ -22,7 +22,7 @@ PROMPTS = (
     "ghost",
     "red apple, noto",
     "red apple, fluent flat",
-    "red apple, fluent 3d",
+    "rainbow",
     "a green car",
 )
 STREAMED = ("red apple", "cat face", "soccer ball", "house", "rocket", "blue heart")

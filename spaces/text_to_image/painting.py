@@ -15,13 +15,7 @@ from hf_vistok.spaces.common import Lazy, number, own_file, whole_number
 MODEL = os.environ.get("HF_VISTOK_MODEL", "hf-vistok/emoji-64")
 MAX_PICTURES, MAX_STEPS, MAX_PROMPT, MAX_SEED, MAX_GUIDANCE = 8, 50, 300, 2**31 - 1, 20.0
 NO_STYLE = "Any"
-STYLES = {  # as they stand in the training texts, behind a comma
-    "Noto": "noto",
-    "Noto classic": "noto v1",
-    "Fluent": "fluent",
-    "Fluent flat": "fluent flat",
-    "Fluent 3D": "fluent 3d",
-}
+STYLES = {"Noto": "noto", "Fluent flat": "fluent flat"}  # as they stand in the training texts, behind a comma
 PROMPTS = ("red apple", "grinning face", "cat face", "strawberry", "rocket", "birthday cake", "blue car")
 
 
