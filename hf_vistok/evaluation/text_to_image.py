@@ -26,7 +26,8 @@ class PromptScore:
     Args:
         split: of the prompts.
         pictures: "real", "prior" (the chain as it is called), "no tokens" (text alone), "true tokens" (as many of the
-            real picture's tokens as the prior writes, and the text).
+            real picture's tokens as the prior writes, and the text), "through the VAE" (the real picture: the most that
+            the decoder can reach).
         count: number of prompts.
         name: share whose own name fits best among 100.
         style: share whose own drawing style fits best among those of the data.
@@ -117,15 +118,20 @@ def _halves(pipe: Any, prompts: list[str], real: np.ndarray, generator: torch.Ge
     conditions = pipe.make_conditions(1, prompt=prompts)
     kinds = {"prior": written, "no tokens": written[:, :0], "true tokens": true_tokens(pipe, real)}
     drawn = {kind: pipe.draw_tokens(ids, noise, conditions=conditions) for kind, ids in kinds.items()}
+    drawn["through the VAE"] = tokenizer_of(pipe).vae_latents(to_pixels(real, pipe.device) * 2 - 1)
     return {kind: pipe._pictures(latents, "np") for kind, latents in drawn.items()}
+
+
+def tokenizer_of(pipe: Any) -> Any:
+    """The image tokenizer that a pipeline's parts make."""
+    from ..modeling.flextok.modeling_flextok import FlexTokModel
+
+    return FlexTokModel.from_parts(transformer=pipe.transformer, vae=pipe.vae, image_encoder=pipe.image_encoder)
 
 
 def true_tokens(pipe: Any, images: np.ndarray) -> Tensor:
     """Of pictures uint8 `(B, H, W, 3)`, as many ids as the prior writes, `(B, N)`."""
-    from ..modeling.flextok.modeling_flextok import FlexTokModel
-
-    parts = {"transformer": pipe.transformer, "vae": pipe.vae, "image_encoder": pipe.image_encoder}
-    tokenizer = FlexTokModel.from_parts(**parts)
+    tokenizer = tokenizer_of(pipe)
     pixels = tokenizer.normalize_pixels(to_pixels(images, pipe.device))
     return tokenizer.encode(pixels).token_ids[:, : pipe.prior.num_tokens]
 
