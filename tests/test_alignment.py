@@ -1,5 +1,8 @@
 """The image-text scorer and what it says of a chain: flat colours, and stand-ins for the frozen networks."""
 
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,6 @@ from hf_vistok.data.emoji import Record
 from hf_vistok.data.samples import Samples
 from hf_vistok.evaluation import alignment, text_to_image
 from hf_vistok.evaluation.alignment import ImageTextScorer, draw_candidates, top_1, train_scorer
-
-WORDS = ["red", "green", "blue", "grey", "pale", "dark"]
 
 
 def records_and_images(count=216):
@@ -38,9 +39,8 @@ def networks(monkeypatch):
         mean = torch.from_numpy(np.ascontiguousarray(pictures)).float().mean((1, 2)) / 50
         return torch.exp(-3 * (mean[..., None] - torch.arange(6.0)).square()).flatten(1)
 
-    for module in (alignment,):
-        monkeypatch.setattr(module, "text_features", texts)
-        monkeypatch.setattr(module, "image_features", images)
+    monkeypatch.setattr(alignment, "text_features", texts)
+    monkeypatch.setattr(alignment, "image_features", images)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,12 @@ def test_a_scorer_is_saved_and_loaded(tmp_path, pool):
     model.save_pretrained(tmp_path)
     again = ImageTextScorer.from_pretrained(str(tmp_path))
     assert torch.equal(model.score(pool[1][:3], ["no red"]), again.eval().score(pool[1][:3], ["no red"]))
+
+
+def test_the_shipped_scorer_is_the_one_that_its_card_names():
+    folder = Path(alignment.__file__).with_name("emoji_scorer")
+    found = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert found in (folder / "README.md").read_text()
 
 
 class Copier:

@@ -54,6 +54,12 @@ class Row:
     record: Record | None = None
 
 
+def spread_rows(length: int, count: int) -> np.ndarray:
+    """Evenly spread rows of a source, int64; all where `count` is 0 or too large."""
+    count = min(count or length, length)
+    return np.arange(count) * length // count
+
+
 def caption_text(value: Any) -> str:
     """A caption as stored to text: the first of several, "" for none."""
     if isinstance(value, (list, tuple)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.samples import Samples
+from ..data.samples import Samples, spread_rows
 from ..data.sources import EmojiSource
 from ..training.text import style_words
 from .alignment import ImageTextScorer, draw_candidates, top_1
@@ -49,8 +49,7 @@ def prompt_of(record: Any) -> str:
 
 def spread(source: EmojiSource, count: int) -> Samples:
     """Evenly spread samples of a source, all where `count` is 0 or too large."""
-    count = min(count or len(source), len(source))
-    return source.take(np.arange(count) * len(source) // count)
+    return source.take(spread_rows(len(source), count))
 
 
 def prompt_scores(

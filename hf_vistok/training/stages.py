@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.draws import integers, uniform
 from ..data.pictures import augment
+from ..data.samples import spread_rows
 from ..data.sources import Samples, Source, StreamSource, open_source
 from ..evaluation.reconstruction import (
     doubling_lengths,
@@ -129,8 +130,7 @@ def sample_some(source: Source, count: int) -> np.ndarray:
     """Evenly spread pictures of a source (the first ones of a stream), uint8 `(count, H, W, 3)`; 0 means all."""
     if isinstance(source, StreamSource):
         return next(source.batches(0, count or 256, slice(None))).images
-    count = min(count or len(source), len(source))
-    return source.take(np.arange(count) * len(source) // count).images
+    return source.take(spread_rows(len(source), count)).images
 
 
 def draw_prefix_lengths(model: nn.Module, recipe: PrefixRecipe, seed: int, positions: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.draws import integers, uniform
+from ..data.samples import spread_rows
 from ..data.sources import Samples, StreamSource
 from ..evaluation.reconstruction import (
     doubling_lengths,
@@ -233,9 +234,7 @@ class FlowTokenizerStage(Stage):
             return
         size, count = self.model.image_tokenizer.config.image_size, self.recipe.log.evaluate_images
         source = open_data(self.recipe.validation, size)
-        rows = np.arange(len(source))
-        rows = rows if not count or count >= len(rows) else rows * len(source) // count
-        self.validation = source.take(rows[: count or None])
+        self.validation = source.take(spread_rows(len(source), count))
         self.held_out_latents = self._latents_of(self.validation.images)
 
     @torch.no_grad()

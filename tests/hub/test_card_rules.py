@@ -58,8 +58,11 @@ def test_figures_are_those_of_the_file(path):
     if not file.is_file():
         pytest.skip("no evaluation.json beside this card: a pipeline's figures come from the commands that it names")
     text = path.read_text(encoding="utf-8")
-    for row in json.loads(file.read_text())["scores"]:
+    figures = json.loads(file.read_text())
+    for row in figures["scores"]:
         assert f"{row['psnr']:.2f}" in text, f"{row['num_tokens']} tokens: {row['psnr']:.2f} dB"
+    for row in figures.get("prompts", ()):
+        assert f"| {row['split']} ({row['count']}) | {row['pictures']} | {row['name']:.1%} |" in text
 
 
 def test_made_cards(tmp_path):
