@@ -9,7 +9,7 @@ import typer
 def scorer(
     data: Annotated[Path, typer.Argument(help="The emoji set.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("emoji-scorer"),
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
 ) -> None:
     """Train an image-text scorer on real pictures, for `evaluate --prompts`; never on what a generator made."""

@@ -13,9 +13,10 @@ from ..data.draws import hashed, integers, uniform
 from ..data.emoji import Record
 from ..training.perceptual import load_efficientnet_lite0
 from ..training.text import minilm_folder, style_words
-from .reconstruction import to_pixels
+from .reconstruction import to_bytes, to_pixels
 
 IMAGE_SIDE = 128  # small pictures are enlarged to what the network can see
+SOFT_SIDES = (20, 24, 28, 32, 40, 48, 64)  # what a softened picture is shrunk to before it is enlarged again
 TEXT_LENGTH = 32
 
 
@@ -87,32 +88,73 @@ def text_features(texts: Sequence[str], batch_size: int = 256) -> Tensor:
 # ---------------------------------------------------------------------- training
 
 
+def softened(images: np.ndarray, seed: int, variant: int) -> np.ndarray:
+    """
+    The same pictures as a weak camera would see them: shrunk to one of `SOFT_SIDES` and enlarged, moved and scaled by up
+    to a twentieth, with a little noise and another contrast, half of them mirrored.
+
+    Args:
+        images: uint8 `(N, H, W, 3)`.
+        seed, variant: of the draws.
+    """
+    count = len(images)
+    draws = np.stack([uniform(seed, f"soften {variant} {k}", np.arange(count)) for k in range(7)], 1)
+    sides = (draws[:, 0] * len(SOFT_SIDES)).astype(int)
+    out = np.empty_like(images)
+    for number, side in enumerate(SOFT_SIDES):
+        rows = np.flatnonzero(sides == number)
+        for part in np.array_split(rows, max(1, len(rows) // 256)):
+            if len(part):
+                out[part] = _soften(images[part], side, torch.from_numpy(draws[part]).float(), seed + variant)
+    return out
+
+
+def _soften(images: np.ndarray, side: int, draws: Tensor, seed: int) -> np.ndarray:
+    pixels = to_pixels(images)
+    scale, mirror = 1 + 0.1 * (draws[:, 1] - 0.5), 1 - 2 * (draws[:, 2] < 0.5).float()
+    none = torch.zeros_like(scale)
+    moves = torch.stack([scale * mirror, none, 0.2 * (draws[:, 3] - 0.5)], 1)
+    moves = torch.stack([moves, torch.stack([none, scale, 0.2 * (draws[:, 4] - 0.5)], 1)], 1)
+    grid = F.affine_grid(moves, list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    small = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+    pixels = F.interpolate(small, images.shape[1:3], mode="bicubic")
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed * 1009 + side))
+    pixels = pixels + 0.06 * draws[:, 5].view(-1, 1, 1, 1) * noise
+    contrast = (0.8 + 0.3 * draws[:, 6]).view(-1, 1, 1, 1)
+    return to_bytes((0.5 + contrast * (pixels - 0.5)).clamp(0, 1))
+
+
 def train_scorer(
     images: np.ndarray,
     records: Sequence[Record],
     *,
-    steps: int = 800,
+    steps: int = 2000,
     batch_size: int = 512,
     lr: float = 1e-3,
     weight_decay: float = 0.1,
     noise: float = 0.2,
+    soft: int = 4,
     seed: int = 0,
 ) -> ImageTextScorer:
     """
     A scorer of a set of named pictures.
 
     A text is a name, or a name and a drawing style, or tags. Pairs of one batch that show the same thing are not taken
-    for negatives of one another.
+    for negatives of one another. Beside the pictures themselves it learns softened ones, so that it goes by what is
+    shown and not by fine detail, which a picture can lack and still be right.
 
     Args:
         images: uint8 `(N, H, W, 3)`.
         records: of the pictures.
         steps, batch_size, lr, weight_decay: of AdamW, with a cosine schedule.
         noise: standard deviation of what is added to the features, in units of their own.
+        soft: number of softened copies of each picture; see [`softened`].
         seed: of every draw.
     """
     torch.manual_seed(seed)
-    pictures = torch.stack([image_features(images), image_features(images[:, :, ::-1])], 1)
+    copies = [images, images[:, :, ::-1], *(softened(images, seed, variant) for variant in range(soft))]
+    pictures = torch.stack([image_features(copy) for copy in copies], 1)
     texts = [_texts_of(record) for record in records]
     unique = sorted({text for kinds in texts for text in kinds})
     rows = {text: i for i, text in enumerate(unique)}
@@ -129,10 +171,10 @@ def train_scorer(
     for step in range(steps):
         positions = step * batch_size + np.arange(batch_size)
         chosen = np.argsort(hashed(seed, f"scorer {step}", np.arange(len(records))))[:batch_size]
-        mirrored = integers(seed, "scorer flip", positions[: len(chosen)], 0, 2)
+        copy = integers(seed, "scorer copy", positions[: len(chosen)], 0, len(copies))
         draw = uniform(seed, "scorer text", positions[: len(chosen)])
         text_rows = [choices[i][int(u * len(choices[i]))] for i, u in zip(chosen, draw, strict=True)]
-        x, y = pictures[chosen, mirrored], vectors[text_rows]
+        x, y = pictures[chosen, copy], vectors[text_rows]
         x = model.embed_images(x + noise * scale[0] * torch.randn_like(x))
         y = model.embed_texts(y + noise * scale[1] * torch.randn_like(y))
         loss = _contrastive_loss(x @ y.T * model.logit_scale.exp(), torch.from_numpy(things[chosen]))
