@@ -233,10 +233,13 @@ def test_training_drops_things(pixels):
     full = {**fixed, "num_tokens": torch.full((4,), 8)}
     base = model(pixels, **full).loss
     assert torch.equal(model(pixels, **full).loss, base)
-    for name in ("condition_dropout", "text_dropout", "quantizer_dropout", "token_corruption"):
+    for name in ("condition_dropout", "text_dropout", "quantizer_dropout", "token_corruption", "token_swap"):
         other = copy.deepcopy(model)
         setattr(other.config, name, 1.0)
         assert not torch.equal(other(pixels, **full).loss, base), name
+        if name in ("token_corruption", "token_swap"):
+            other.config.corruption_max_tokens = 7
+            assert torch.equal(other(pixels, **full).loss, base), f"{name} leaves long prefixes alone"
     torch.manual_seed(0)
     assert not torch.equal(model(pixels, **fixed).loss, base), "nested dropout is drawn in training"
     latents = model.vae_latents(pixels)

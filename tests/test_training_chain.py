@@ -53,6 +53,7 @@ def toy_chain(pictures):
             small = {"num_registers": 8, "num_components": 16, "num_passes": 2}
             overrides |= {f"model.config.encoder_config.{key}": value for key, value in small.items()}
             overrides |= {"model.config.transformer_config.num_tokens": 8, "short_tokens": 4, "linear_scale": 0.5}
+            overrides["linear_data"] = data
         if stage == "prior":
             overrides["model.config.num_image_tokens"] = 4
     return values

@@ -269,6 +269,8 @@ class Trainer:
         """
         recipe = self.recipe
         self.precision = self._choose_precision()
+        for optimizer in self.optimizers.values():
+            optimizer.optimizer.half_products = self.precision == "bfloat16"
         self.log = JsonLog(self.output / "log.jsonl", self.step) if self.main else None
         self._start_tracker()
         bar = self.bar = Progress(recipe.steps, self.step, recipe.batch_size, not self.quiet)
@@ -390,7 +392,9 @@ class Trainer:
             return "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
         model = self.stage.model
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        seconds = {name: self._time_pass(name, batch) for name in ("float32", "bfloat16")}
+        seconds = self._time_both(batch, 4)  # a CPU without bfloat16 units would take minutes for all of it
+        if seconds["bfloat16"] < 4 * seconds["float32"]:
+            seconds = self._time_both(batch, len(batch["positions"]))
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         faster = torch.tensor(float(seconds["bfloat16"] < 0.9 * seconds["float32"]), device=self.device)
@@ -402,11 +406,12 @@ class Trainer:
         )
         return chosen
 
-    def _time_pass(self, precision: str, batch: Batch) -> float:
+    def _time_both(self, batch: Batch, count: int) -> dict[str, float]:
+        return {name: self._time_pass(name, batch, count) for name in ("float32", "bfloat16")}
+
+    def _time_pass(self, precision: str, batch: Batch, count: int) -> float:
         model, self.precision = self.stage.model, precision
-        small = {k: v[:4] for k, v in batch.items() if k != "fake"}  # a CPU without bfloat16 units takes minutes else
-        if self.device.type == "cuda":
-            small = batch
+        small = {k: v[:count] for k, v in batch.items() if k != "fake"}
         best = float("inf")
         for _ in range(3):
             began = time.perf_counter()

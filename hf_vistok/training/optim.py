@@ -15,20 +15,20 @@ from .sharding import part_like
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration of Muon's authors
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int, half: bool = False) -> Tensor:
     """
     Pushes the singular values of matrices towards 1 by Newton-Schulz iterations.
 
     Args:
         matrices: `(K, rows, columns)`.
         steps: iterations; 3 to 5.
+        half: products in bfloat16, as on GPUs.
 
     Returns:
         the same shape, float32.
     """
     a, b, c = NEWTON_SCHULZ
-    # bfloat16 products pay on GPUs only
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = matrices.bfloat16() if half or matrices.is_cuda else matrices.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -45,10 +45,12 @@ class MuonAdamW(torch.optim.Optimizer):
     Args:
         groups: parameter groups; `algorithm` is "adamw" or "muon", and `base_lr` the peak learning rate.
         recipe: the other settings.
+
+    `half_products` makes Muon multiply in bfloat16: half the time on a CPU that has units for it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> None:
-        self.recipe = recipe
+        self.recipe, self.half_products = recipe, False
         super().__init__(groups, {"lr": 0.0, "base_lr": 0.0, "algorithm": "adamw"})
 
     @torch.no_grad()
@@ -93,7 +95,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 by_shape[piece.shape].append((rows, piece))
         for shape, pairs in by_shape.items():
             scale = -lr * math.sqrt(max(1.0, shape[0] / shape[1]))
-            updates = orthogonalize(torch.stack([piece for _, piece in pairs]), self.recipe.muon_steps)
+            matrices = torch.stack([piece for _, piece in pairs])
+            updates = orthogonalize(matrices, self.recipe.muon_steps, self.half_products)
             for (rows, _), update in zip(pairs, updates, strict=True):
                 rows.add_(update.to(rows.dtype), alpha=scale)
 

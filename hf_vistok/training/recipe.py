@@ -322,6 +322,8 @@ class FlowTokenizerRecipe(Recipe):
         short_tokens: the longest of those.
         empty: share of pictures without any token: else a decoder takes long to learn what a text is good for.
         linear_scale: of the closed-form start of linear tokens.
+        linear_data: pictures that linear tokens are solved from, those of `data` where None: more of them, of other
+            kinds too, make tokens that fit new pictures better.
         freeze_encoder: keep the encoder as it starts.
         teachers: a frozen vision model whose features the decoder aligns with (REPA; needs the model's `alignment_dim`
             and `feature_layer`), see [`TokenizerRecipe`].
@@ -335,6 +337,7 @@ class FlowTokenizerRecipe(Recipe):
     short_tokens: int = 16
     empty: float = 0.0
     linear_scale: float = 0.6
+    linear_data: DataRecipe | None = None
     freeze_encoder: bool = False
     teachers: list[str] | None = None
 

@@ -220,13 +220,22 @@ class FlowTokenizerStage(Stage):
         """The closed-form start of linear tokens; see [`solve_linear_tokens`]."""
         model, fresh = self.model.image_tokenizer, self.recipe.model.init_from is None
         if fresh and model.config.encoder_type == "linear" and model.transformer.token_map is not None:
-            latents = scale_latents(
-                model.vae, torch.from_numpy(self.data.latents.reshape(-1, *self.data.latents.shape[2:]))
-            )
-            solve_linear_tokens(model.cpu(), latents, self.recipe.linear_scale)
+            latents = self._linear_data().latents
+            latents = torch.from_numpy(latents.reshape(-1, *latents.shape[2:]))
+            solve_linear_tokens(model.cpu(), scale_latents(model.vae, latents), self.recipe.linear_scale)
             model.to(self.device)
         if self.recipe.freeze_encoder:
             model.encoder.requires_grad_(False)
+
+    def _linear_data(self) -> LatentSource:
+        """What linear tokens are solved from."""
+        model, data = self.model.image_tokenizer, self.recipe.linear_data
+        if data is None:
+            return self.data
+        source = open_data(data, model.config.image_size)
+        if isinstance(source, StreamSource):
+            raise RecipeError("recipe.linear_data: linear tokens are solved from all pictures: it takes no stream.")
+        return LatentSource(source, model.vae, mirror=data.flip > 0, device=self.device)
 
     def _open_validation(self) -> None:
         self.validation = None

@@ -25,8 +25,10 @@ class FlexTokConfig(ImageTokenizerConfig):
         text_dropout (`float`): share of pictures that train without text, besides those.
         quantizer_dropout (`float`): share of pictures whose codes are bounded but not rounded in training.
         token_corruption (`float`): share of tokens replaced by random ones in training.
-        corruption_max_tokens (`int`): only where at most so many tokens are kept, 0 for everywhere: what a prior writes
-            may be wrong, what the encoder wrote is not.
+        token_swap (`float`): share of pictures that train with the tokens of another picture: a decoder with a text
+            learns to doubt tokens that do not fit it.
+        corruption_max_tokens (`int`): both only where at most so many tokens are kept, 0 for everywhere: what a prior
+            writes may be wrong, what the encoder wrote is not.
         timestep_sampling (`str`), mode_scale, timestep_mean, timestep_std (`float`): how training times are drawn, see
             `layers.flow.training_times`.
         pure_noise (`float`): share of pictures that train at time 1.
@@ -49,6 +51,7 @@ class FlexTokConfig(ImageTokenizerConfig):
     text_dropout: float = 0.0
     quantizer_dropout: float = 0.0
     token_corruption: float = 0.0
+    token_swap: float = 0.0
     corruption_max_tokens: int = 0
     timestep_sampling: str = "mode"
     mode_scale: float = 0.25

@@ -404,13 +404,8 @@ class FlexTokModel(PreTrainedImageTokenizer):
             conditions["token_latents"] = torch.where(smooth, bounded.to(tokens.dtype), tokens)
         if self.is_prefix_ordered and num_tokens is None and self.training:
             num_tokens = keep_lengths(batch, count, draw.host, config.nested_sampling == "uniform_pow2")
-        if self.training and config.token_corruption:
-            ids = (draw.uniform(batch, count) * self.codebook_size).long()
-            wrong = draw.uniform(batch, count) < config.token_corruption
-            if config.corruption_max_tokens and num_tokens is not None:
-                wrong = wrong & (num_tokens.to(wrong.device)[:, None] <= config.corruption_max_tokens)
-            codes = self.get_codebook_entry(ids)
-            conditions["token_latents"] = torch.where(wrong[..., None], codes, conditions["token_latents"])
+        if self.training:
+            conditions["token_latents"] = self._corrupted(conditions["token_latents"], num_tokens, draw)
         if self.is_prefix_ordered and num_tokens is not None:
             conditions["token_mask"] = torch.arange(count, device=tokens.device) < num_tokens.to(tokens.device)[:, None]
         if self.training and config.condition_dropout and self.transformer.has_null:
@@ -419,6 +414,21 @@ class FlexTokModel(PreTrainedImageTokenizer):
             dropped = draw.uniform(batch) < config.text_dropout
             conditions["text_null_mask"] = dropped | conditions.get("null_mask", dropped)
         return conditions
+
+    def _corrupted(self, tokens: Tensor, num_tokens: Tensor | None, draw: "_Draws") -> Tensor:
+        """Tokens `(B, N, d)`, some replaced by random ones, some sequences by that of another picture."""
+        config, (batch, count) = self.config, tokens.shape[:2]
+        few = torch.ones(batch, dtype=torch.bool, device=tokens.device)
+        if config.corruption_max_tokens and num_tokens is not None:
+            few = num_tokens.to(tokens.device) <= config.corruption_max_tokens
+        if config.token_corruption:
+            codes = self.get_codebook_entry((draw.uniform(batch, count) * self.codebook_size).long())
+            wrong = (draw.uniform(batch, count) < config.token_corruption) & few[:, None]
+            tokens = torch.where(wrong[..., None], codes, tokens)
+        if config.token_swap:
+            wrong = (draw.uniform(batch) < config.token_swap) & few
+            tokens = torch.where(wrong[:, None, None], tokens.roll(1, 0), tokens)
+        return tokens
 
     def _flow_loss(self, predicted: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:
         error = (predicted - velocity).square().flatten(1).mean(1)

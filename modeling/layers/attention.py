@@ -37,9 +37,9 @@ def attend(
     name = getattr(getattr(module, "config", None), "_attn_implementation", None) or "sdpa"
     grouped = query.shape[1] != key.shape[1]
     if name == "sdpa":
-        out = F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal=is_causal, scale=scale, enable_gqa=grouped
-        ).transpose(1, 2)
+        options = {"is_causal": is_causal, "scale": scale, "enable_gqa": grouped}
+        attention = _sdpa_float32 if _slow_backward(query) else F.scaled_dot_product_attention
+        out = attention(query, key, value, mask, dropout, **options).transpose(1, 2)
     elif name == "eager":
         out = _eager(query, key, value, mask, scale, is_causal, dropout).transpose(1, 2)
     else:
@@ -47,6 +47,21 @@ def attend(
         module.is_causal = is_causal
         out, _ = ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, mask, dropout=dropout, scaling=scale)
     return out.flatten(2)
+
+
+def _slow_backward(query: Tensor) -> bool:
+    """Whether the backward pass of this attention takes four times as long as in float32: bfloat16 on a CPU."""
+    low = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return query.device.type == "cpu" and low and torch.is_grad_enabled()
+
+
+def _sdpa_float32(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, **options: Any
+) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
+        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, dropout, **options)
+    return out.to(value.dtype)
 
 
 def _eager(
