@@ -292,6 +292,15 @@ def test_wrong_chains_are_refused(change, message):
         part_recipes(parse_recipe(values))
 
 
+@pytest.mark.parametrize("settings", [{"temperatur": 0.5}, {"cfg_scale": "much"}])
+def test_wrong_sheet_settings_are_refused_before_training(trained, settings, tmp_path):
+    recipe, folder = trained
+    part = copy.deepcopy(part_recipes(recipe, folder / "runs")[2])
+    part.sheet_settings = settings
+    with pytest.raises(RecipeError, match="sheet_settings"):
+        Trainer(part, tmp_path / "run", quiet=True)
+
+
 def test_package_recipes_are_valid():
     for path in recipe_folder().glob("*.yaml"):
         recipe = load_recipe(path)

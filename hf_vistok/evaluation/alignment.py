@@ -90,8 +90,8 @@ def text_features(texts: Sequence[str], batch_size: int = 256) -> Tensor:
 
 def softened(images: np.ndarray, seed: int, variant: int) -> np.ndarray:
     """
-    The same pictures as a weak camera would see them: shrunk to one of `SOFT_SIDES` and enlarged, moved and scaled by up
-    to a twentieth, with a little noise and another contrast, half of them mirrored.
+    The same pictures as a weak camera would see them: shrunk to one of `SOFT_SIDES` and enlarged, moved and scaled by
+    up to a twentieth, with a little noise and another contrast, half of them mirrored.
 
     Args:
         images: uint8 `(N, H, W, 3)`.

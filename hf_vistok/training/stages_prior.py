@@ -82,6 +82,22 @@ class PriorStage(Stage):
             source = self._open(recipe.validation, mirror=False)
             self.validation = source.take(np.arange(len(source)))
         self.empty = self._tokenize([""])
+        self._check_sheet_settings()
+
+    @torch.no_grad()
+    def _check_sheet_settings(self) -> None:
+        """Writes one picture's tokens now, so that a wrong option does not stop the run at its first sheet."""
+        try:
+            self._write(self.model, self.empty, 1)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"recipe.sheet_settings: {error}") from error
+
+    def _write(self, model: nn.Module, tokens: dict[str, Tensor], count: int) -> Tensor:
+        """Tokens for `count` tokenized texts, as the sheets show them."""
+        null = self._text({name: value.expand(count, -1) for name, value in self.empty.items()}, "negative_")
+        generator = torch.Generator(self.device).manual_seed(0)
+        options = {"generator": generator, **self.recipe.sheet_settings}
+        return model.generate(**self._text(tokens), **null, **options).token_ids
 
     def _build_model(self) -> nn.Module:
         image_tokenizer, text = self.parts.image_tokenizer, self.parts.text_encoder.config
@@ -202,12 +218,7 @@ class PriorStage(Stage):
                 continue
             stride = max(1, len(samples.images) // count)
             part = samples[: stride * count : stride]
-            text = self._text(self._tokenize(self._prompts(part)))
-            generator = torch.Generator(self.device).manual_seed(0)
-            null = self._text(
-                {name: value.expand(len(part.images), -1) for name, value in self.empty.items()}, "negative_"
-            )
-            written = model.generate(**text, **null, generator=generator, **self.recipe.sheet_settings).token_ids
+            written = self._write(model, self._tokenize(self._prompts(part)), len(part.images))
             true = torch.from_numpy(part.images[:, 0]).to(self.device)
             rows += [("true", self._draw(true, part)), ("prior", self._draw(written, part))]
         return rows
