@@ -46,7 +46,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: parameter groups; `algorithm` is "adamw" or "muon", and `base_lr` the peak learning rate.
         recipe: the other settings.
 
-    `half_products` makes Muon multiply in bfloat16: half the time on a CPU that has units for it.
+    `half_products` makes Muon multiply in bfloat16, for CPUs that have units for it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> None:

@@ -50,7 +50,7 @@ def attend(
 
 
 def _slow_backward(query: Tensor) -> bool:
-    """Whether the backward pass of this attention takes four times as long as in float32: bfloat16 on a CPU."""
+    """Whether the backward pass of this attention is slower than in float32: bfloat16 on a CPU."""
     low = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return query.device.type == "cpu" and low and torch.is_grad_enabled()
 
